@@ -1,0 +1,1 @@
+"""The built-in methods: one file each, found through the entry points `bench.adapters`."""

@@ -1,0 +1,1 @@
+"""Networks shared by adapters, producers and fine-tuning."""

@@ -1,0 +1,249 @@
+"""The small frozen records that travel between the parts. Plain data: importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = [
+    "AdapterRequest", "Checkpoint", "CheckpointCard", "Choice", "DatasetCard", "KeyRule", "MethodCard", "NoOptions",
+    "Preset", "ProducerCard", "ProtocolCard", "Source", "Tap",
+]
+
+IGNORE = 255
+"""The label of pixels that are not scored (VOC's void)."""
+
+
+class Source(str, Enum):
+    """Where a value of a preset comes from."""
+
+    SEED = "seed"      # the supplement of arXiv 2102.06191
+    PAPER = "paper"    # a published paper (named in the note)
+    CODE = "code"      # the authors' released code
+    AUTHOR = "author"  # an author's answer in public
+    OURS = "ours"      # a choice of this project where the sources are silent
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One value of a preset, with its source and, where it helps, why."""
+
+    value: Any
+    source: Source
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A named, versioned set of choices. `version` rises whenever a value changes."""
+
+    name: str
+    version: int
+    summary: str
+    choices: Mapping[str, Choice]
+
+    def values(self) -> dict[str, Any]:
+        """The bare values, without their sources."""
+        return {key: choice.value for key, choice in self.choices.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRule:
+    """How the wanted weights lie in a checkpoint file (`bench.weights` applies it, strictly).
+
+    entry: the sub-dictionary that holds the weights ("" = the file is the state dict itself).
+    prefix: what every wanted key starts with, removed before loading; keys without it are not part of the network.
+    drop: shell patterns, after the prefix is removed, of keys that are known and not wanted ("fc.*").
+    optional: shell patterns of network keys that the file may lack ("*.num_batches_tracked").
+    probe: (key as in the file, shape) that tells this layout from others; a dimension of -1 is any.
+    """
+
+    entry: str = ""
+    prefix: str = ""
+    drop: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ("*num_batches_tracked",)
+    probe: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCard:
+    """A released file of weights.
+
+    sha256, md5: the digest or its known beginning, lower-case hex; "" = not published.
+    layouts: the key rules under which the file may be read, most likely first.
+    legacy_pickle: the file holds whole pickled modules, which `weights_only` refuses; it is read with every unknown
+        class replaced by an inert stub, and only after its hash was checked or the user vouched for it.
+    manual: what to do by hand when the file cannot be fetched by URL.
+    verified: what of all this was checked, and how.
+    """
+
+    name: str
+    filename: str
+    url: str = ""
+    manual: str = ""
+    sha256: str = ""
+    md5: str = ""
+    bytes: int = 0
+    layouts: tuple[KeyRule, ...] = ()
+    legacy_pickle: bool = False
+    licence: str = ""
+    training_data: str = ""
+    verified: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """The options of a method that has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCard:
+    """The facts of a method. Importing the module that holds it must not import torch.
+
+    factory: "module:function", called with one `AdapterRequest`, returns an `Adapter` (see `bench.contracts`).
+    version: raised when the maps change for the same weights (it is part of cache and row keys).
+    checkpoints: released files, the default first. A method with weights also takes `random` and a file.
+    trainable: False for methods without weights (`oracle`, `noise`, `colour`); they ignore the checkpoint.
+    options: a frozen dataclass, set by `--set METHOD.key=value`.
+    argument: what follows a colon in the method's name, for families such as `timm:NAME`.
+    taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read.
+    file, file_sha256: for a method that lives in a user's file (`--method file.py:factory`), that file.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    version: int = 1
+    paper: str = ""
+    backbone: str = ""
+    checkpoints: tuple[CheckpointCard, ...] = ()
+    trainable: bool = True
+    options: type = NoOptions
+    argument: str = ""
+    taps: tuple[str, ...] = ()
+    default_tap: str = ""
+    notes: str = ""
+    file: Path | None = None
+    file_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The weights that were chosen for a method.
+
+    kind: `released` (a file of the card), `file` (the user's), `random` (seeded initialisation), `pretrained` (fetched
+        by the library that holds the body), `none` (a method without weights).
+    sha256: hex digest of the file, "" where there is none. rules: the key rules to try, in order; empty = detect.
+    """
+
+    name: str
+    kind: Literal["released", "file", "random", "pretrained", "none"]
+    path: Path | None = None
+    sha256: str = ""
+    seed: int = 0
+    rules: tuple[KeyRule, ...] = ()
+    legacy_pickle: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two checkpoints the same weights: part of the keys of rows."""
+        if self.kind == "random":
+            return {"name": self.name, "seed": self.seed}
+        return {"name": self.name, "sha256": self.sha256} if self.sha256 else {"name": self.name}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRequest:
+    """What a method's factory is called with.
+
+    argument: the part of the name after the colon. options: an instance of the card's `options`.
+    classes: number of classes of the data set that will be read (for `oracle`).
+    """
+
+    card: MethodCard
+    checkpoint: Checkpoint
+    argument: str = ""
+    options: Any = field(default_factory=NoOptions)
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A named map of a network, and where its cells lie.
+
+    channels: D of the float map (B, D, h, w).
+    stride: input pixels from one cell to the next. offset: input coordinate (pixels) of the upper left corner of
+        cell (0, 0); cell (i, j) covers [offset + i·stride, offset + (i+1)·stride) and likewise for j.
+    frame: `input`: the coordinates are those of the network's (resized, padded) picture; `label`: those of the label
+        map at its own size (only `oracle` needs it).
+    """
+
+    name: str
+    channels: int
+    stride: float
+    offset: float = 0.0
+    kind: Literal["feature", "foreground_logit", "cluster_prob"] = "feature"
+    frame: Literal["input", "label"] = "input"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCard:
+    """The facts of a registered data set.
+
+    prepare: "module:function", called as prepare(root: Path, say: Callable[[str], None]) -> Path of the folder in
+        VOC layout; makes or fetches the data, does nothing when it is complete.
+    download: True when `prepare` needs the network (it is then never started without being asked for).
+    background: index of the background class, None when there is none.
+    """
+
+    name: str
+    summary: str
+    prepare: str
+    classes: tuple[str, ...]
+    background: int | None
+    default_preset: str
+    train_split: str = "train"
+    eval_split: str = "val"
+    version: int = 1
+    download: bool = True
+    licence: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolCard:
+    """The facts of a protocol. Importing the module that holds it must not import torch.
+
+    run: "module:function", called as run(work, settings, seed) -> Outcome (see `bench.contracts`).
+    settings: a frozen dataclass; every field has a default. presets: the first is used where the data set names none.
+    kinds: the kinds of maps it can score, best first.
+    headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
+        expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find rows
+        that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
+    """
+
+    name: str
+    summary: str
+    run: str
+    settings: type
+    presets: tuple[Preset, ...]
+    kinds: tuple[str, ...] = ("feature",)
+    headline: str = ""
+    expand: str = ""
+    version: int = 1
+    paper: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerCard:
+    """The facts of a producer: something that trains a checkpoint."""
+
+    name: str
+    summary: str
+    run: str
+    settings: type
+    presets: tuple[Preset, ...]
+    paper: str = ""

@@ -1,0 +1,182 @@
+"""What `kmeans` and `overclustering` share: vectors of all maps, reduced once, then clustered for each K and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.contracts import Maps, Outcome, Scope, Work
+from bench.records import Choice, Preset, Source
+from bench.settings import InputSettings, setting
+
+__all__ = ["PRESETS", "ClusterSettings", "engine_for", "run"]
+
+
+Engine = Literal["auto", "faiss", "sklearn", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings(InputSettings):
+    """How vectors are made from maps and clustered."""
+
+    clusters: int = setting(0, "K; 0: the number of classes", minimum=0)
+    normalize: Literal["none", "l2", "standardize"] = setting(
+        "none", "each vector to unit length (l2), or each dimension to unit variance (standardize), before the PCA"
+    )
+    pca: int = setting(32, "dimensions kept by an exact PCA; 0: no PCA", minimum=0)
+    whiten: bool = setting(True, "each kept dimension is scaled to unit variance")
+    algorithm: Literal["lloyd", "minibatch"] = setting("lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans")
+    engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
+    iterations: int = setting(100, "at most so many iterations of Lloyd's algorithm", minimum=1)
+    tolerance: float = setting(1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0)
+    fit: Literal["eval", "train"] = setting("eval", "the split whose vectors are clustered; the scored one takes the nearest")
+
+
+_SHARED = {
+    "pca": Choice(32, Source.AUTHOR, "issue 14 of the released code: the dimension of MaskContrast, hardly matters"),
+    "whiten": Choice(True, Source.OURS, "the supplement does not say; the released evaluator whitens"),
+    "normalize": Choice("none", Source.OURS, "not stated for pixel features"),
+    "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
+    "iterations": Choice(100, Source.OURS, "not stated"),
+    "fit": Choice("eval", Source.CODE, "clusters are fitted on the pictures they are scored on"),
+}
+
+PRESETS = (
+    Preset(
+        name="paper", version=1, summary="512×512, PCA to 32 dimensions, whitened, all vectors of the scored split",
+        choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
+    ),
+    Preset(
+        name="native", version=1, summary="as `paper`, each picture at its own size",
+        choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_SHARED},
+    ),
+)
+
+
+def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
+    """The engine that will run: `auto` is faiss, on a CUDA machine whose faiss has no GPU the chunked torch one.
+
+    Raises MismatchError naming both extras where faiss is needed and not installed.
+    """
+    from bench import cluster
+
+    if settings.algorithm == "minibatch":
+        return "sklearn"
+    if settings.engine == "auto" and scope.device.startswith("cuda") and not cluster.faiss_has_gpu():
+        return "torch"
+    if settings.engine in ("auto", "faiss"):
+        cluster.require_faiss()
+        return "faiss"
+    return settings.engine
+
+
+def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
+    """Cluster all vectors into K and count the pixels of each cluster and class.
+
+    The ids of a picture are brought to the size of its label map by nearest neighbour (supplement, section 4: "upsampled to
+    match the original image resolution, before applying the Hungarian algorithm"; the kind of interpolation is not stated,
+    nearest is the only one that ids allow).
+    """
+    from bench import cluster
+
+    reduced = work.remember(_reduction_record(settings), lambda: _reduce(work, settings), keep=True)
+    result = work.remember(
+        {**asdict(settings), "seed": seed, "stage": "clusters"}, lambda: _cluster(work, settings, reduced, seed), keep=False
+    )
+    labels = result["labels"]
+    if settings.fit == "train":
+        labels = cluster.assign(reduced["vectors"], result["centroids"], settings.engine, device=work.device)
+    grids = work.maps("eval").grids
+    assignments = [block.reshape(grid) for block, grid in zip(_split(labels, grids), grids, strict=True)]
+    return Outcome(
+        counts=work.count(assignments, settings.clusters),
+        assignments=assignments,
+        arrays={"centroids": result["centroids"]},
+        shared={name: reduced[name] for name in ("mean", "scale", "components") if name in reduced},
+        notes=_notes(settings, reduced),
+        facts={name: result[name].item() for name in ("inertia", "empty", "iterations")},
+    )
+
+
+def _split(array: NDArray[Any], grids: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+    ends = np.cumsum([h * w for h, w in grids])
+    yield from np.split(array, ends[:-1])
+
+
+def _reduction_record(settings: ClusterSettings) -> dict[str, Any]:
+    return {"stage": "vectors", "version": 1} | {key: getattr(settings, key) for key in ("normalize", "pca", "whiten", "fit")}
+
+
+def _notes(settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    kept = reduced["vectors"].shape[1]
+    if settings.pca > kept:
+        return (f"PCA to {settings.pca} dimensions was asked for; the features have rank {kept}, which is kept",)
+    return ()
+
+
+def _reduce(work: Work, settings: ClusterSettings) -> dict[str, NDArray[Any]]:
+    """Vectors (N, d) of the scored split, and of the split that is clustered where that is another."""
+    from bench import cluster
+
+    source = work.maps("eval" if settings.fit == "eval" else "train")
+    arrays: dict[str, NDArray[Any]] = {}
+    reduction = None
+    if settings.pca or settings.normalize == "standardize":
+        moments = cluster.Moments()
+        for block in _blocks(source, settings):
+            moments.add(block)
+        reduction = cluster.fit_reduction(
+            moments, settings.pca, whiten=settings.whiten, normalize=settings.normalize
+        )
+        arrays["mean"] = reduction.mean
+        if reduction.scale is not None:
+            arrays["scale"] = reduction.scale
+        if reduction.components is not None:
+            arrays["components"] = reduction.components
+    arrays["vectors"] = _gather(work.maps("eval"), settings, reduction)
+    if settings.fit == "train":
+        arrays["train_vectors"] = _gather(source, settings, reduction)
+    return arrays
+
+
+def _blocks(maps: Maps, settings: ClusterSettings) -> Iterator[NDArray[np.float32]]:
+    from bench.cluster import normalize_l2
+
+    return (normalize_l2(block) if settings.normalize == "l2" else block for block in maps)
+
+
+def _gather(maps: Maps, settings: ClusterSettings, reduction: Any) -> NDArray[np.float32]:
+    """All vectors of a split, reduced, float32 (N, d): the only copy that is kept in memory."""
+    gathered: NDArray[np.float32] | None = None
+    start = 0
+    for block in _blocks(maps, settings):
+        rows = block if reduction is None else reduction.apply(block)
+        if gathered is None:
+            gathered = np.empty((maps.vectors, rows.shape[1]), np.float32)
+        gathered[start : start + len(rows)] = rows
+        start += len(rows)
+    assert gathered is not None
+    return gathered
+
+
+def _cluster(work: Work, settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]], seed: int) -> dict[str, NDArray[Any]]:
+    from bench import cluster
+
+    vectors = reduced["vectors" if settings.fit == "eval" else "train_vectors"]
+    if settings.algorithm == "minibatch":
+        found = cluster.minibatch_kmeans(vectors, settings.clusters, seed)
+    else:
+        found = cluster.kmeans(
+            vectors, settings.clusters, seed, engine=settings.engine, iterations=settings.iterations,
+            tolerance=settings.tolerance, device=work.device,
+        )
+    if not found.converged and settings.algorithm == "lloyd":
+        work.say(f"K={settings.clusters}, seed {seed}: stopped after {found.iterations} iterations, not yet settled")
+    return {
+        "labels": found.labels.astype(np.min_scalar_type(settings.clusters)), "centroids": found.centroids,
+        "inertia": np.array(found.inertia), "empty": np.array(found.empty), "iterations": np.array(found.iterations),
+    }

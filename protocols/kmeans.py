@@ -1,0 +1,45 @@
+"""K-means with as many clusters as classes, matched one to one.
+
+Supplement of arXiv 2102.06191, section 4: features are clustered, the assignments brought to the original resolution and
+matched with the classes by a Hungarian algorithm; the average of five runs is reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bench.contracts import Scope, Variant
+from bench.errors import SettingError
+from bench.records import ProtocolCard
+
+from ._clustering import PRESETS, ClusterSettings, engine_for
+
+__all__ = ["CARD", "expand"]
+
+CARD = ProtocolCard(
+    name="kmeans",
+    summary="K-means with K = number of classes, one-to-one matching",
+    run="bench.protocols._clustering:run",
+    settings=ClusterSettings,
+    presets=PRESETS,
+    headline="one_to_one_iou",
+    expand="bench.protocols.kmeans:expand",
+    paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
+)
+
+
+def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
+    """One row. K = number of classes is cut to the number of vectors, and said; a K that was asked for is not."""
+    wanted = settings.clusters or scope.classes
+    notes: tuple[str, ...] = ()
+    clusters = wanted
+    if scope.vectors is not None and wanted > scope.vectors:
+        if settings.clusters:
+            raise SettingError(
+                f"kmeans.clusters={wanted} is more than the {scope.vectors} vectors of the split: ask for at most that many, "
+                "or use more or larger pictures"
+            )
+        clusters = scope.vectors
+        notes = (f"K was cut from {wanted} classes to {clusters}, the number of vectors",)
+    final = dataclasses.replace(settings, clusters=clusters, engine=engine_for(settings, scope))
+    return [Variant(settings=final, notes=notes)]

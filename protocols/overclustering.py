@@ -1,0 +1,67 @@
+"""K-means with more clusters than classes, each cluster taking the class it overlaps best.
+
+Supplement of arXiv 2102.06191, section 4 and Table 1: K of 21, 50, 100, 200 and 500 on PASCAL VOC. The supplement does not
+state the many-to-one rule; the released code gives each cluster the class of largest IoU, which is the headline here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from bench.contracts import Scope, Variant
+from bench.errors import SettingError
+from bench.records import ProtocolCard
+from bench.settings import setting
+
+from ._clustering import PRESETS, ClusterSettings, engine_for
+
+__all__ = ["CARD", "OverclusteringSettings", "expand"]
+
+MORE = (50, 100, 200, 500)
+"""The paper's K beyond the number of classes (supplement, Table 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverclusteringSettings(ClusterSettings):
+    """As for `kmeans`, with a list of K; a row holds one K."""
+
+    clusters: tuple[int, ...] = setting((), "every K, comma-separated; empty: the classes, 50, 100, 200, 500", minimum=1)  # type: ignore[assignment]
+
+
+CARD = ProtocolCard(
+    name="overclustering",
+    summary="K-means with many K from one feature pass, many-to-one matching",
+    run="bench.protocols._clustering:run",
+    settings=OverclusteringSettings,
+    presets=PRESETS,
+    headline="many_to_one_iou",
+    expand="bench.protocols.overclustering:expand",
+    paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
+)
+
+
+def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
+    """One row per K. The default list stops at half the number of vectors; a K that was asked for may not exceed it."""
+    wanted = tuple(dict.fromkeys(settings.clusters)) or (scope.classes, *(k for k in MORE if k > scope.classes))
+    vectors = scope.vectors
+    notes: tuple[str, ...] = ()
+    if vectors is not None and settings.clusters and max(wanted) > vectors:
+        raise SettingError(
+            f"--clusters {max(wanted)} is more than the {vectors} vectors of the split: ask for at most that many, or use more "
+            "or larger pictures"
+        )
+    if vectors is not None and not settings.clusters:
+        kept = tuple(k for k in wanted if k <= vectors / 2)
+        if kept != wanted:
+            left = ", ".join(str(k) for k in wanted if k not in kept)
+            notes = (f"K = {left} left out of the default list: more than half of the {vectors} vectors",)
+        if not kept:
+            raise SettingError(
+                f"no K of the default list {wanted} is at most half of the {vectors} vectors of the split: name smaller ones "
+                "with --clusters"
+            )
+        wanted = kept
+    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}
+    base["engine"] = engine_for(settings, scope)
+    return [Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes) for k in wanted]

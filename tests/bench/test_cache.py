@@ -1,0 +1,98 @@
+"""The cache: what is read is what was written for that record, or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from bench.cache import Cache
+
+RECORD = {"weights": "abc", "size": [3, 4]}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def fill(cache, record=RECORD, blocks=3):
+    writer = cache.writer(record)
+    for index in range(blocks):
+        writer.append("maps", np.full((index + 1, 2), index, np.float32))
+    writer.append("mean", np.arange(4.0))
+    return writer.commit()
+
+
+def test_what_was_written_is_read(cache):
+    assert cache.find(RECORD) is None
+    fill(cache)
+    entry = cache.find(RECORD)
+    assert entry.array("maps").tolist() == [[0, 0], [1, 1], [1, 1], [2, 2], [2, 2], [2, 2]]
+    assert [block.shape for block in entry.blocks("maps", [1, 2, 3])] == [(1, 2), (2, 2), (3, 2)]
+    assert entry.array("mean").dtype == np.float64
+    assert cache.find({**RECORD, "size": [3, 5]}) is None
+
+
+def test_an_entry_is_invisible_until_committed(cache):
+    writer = cache.writer(RECORD)
+    writer.append("maps", np.zeros((2, 2), np.float32))
+    assert cache.find(RECORD) is None
+    assert not cache.holds(RECORD)
+    writer.drop()
+    assert list((cache.root / "entries").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "meta", "lost"])
+def test_a_torn_entry_is_said_and_never_read(cache, damage, caplog):
+    folder = fill(cache).folder
+    file = folder / "maps.bin"
+    if damage == "flip":
+        raw = bytearray(file.read_bytes())
+        raw[5] ^= 1
+        file.write_bytes(raw)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif damage == "meta":
+        (folder / "meta.json").write_text("{")
+    else:
+        file.unlink()
+    with caplog.at_level(logging.WARNING, "bench"):
+        assert cache.find(RECORD) is None
+    assert "made anew" in caplog.text
+    fill(cache)
+    assert cache.find(RECORD) is not None
+
+
+def test_a_foreign_entry_in_our_place_is_never_read(cache):
+    folder = fill(cache).folder
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["record"] = {"weights": "another"}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert cache.find(RECORD) is None
+
+
+def test_the_first_of_two_writers_wins(cache):
+    one, other = cache.writer(RECORD), cache.writer(RECORD)
+    one.append("maps", np.zeros((1, 1), np.float32))
+    other.append("maps", np.ones((1, 1), np.float32))
+    one.commit()
+    other.commit()
+    assert cache.find(RECORD).array("maps").item() == 0
+    assert len(list((cache.root / "entries").iterdir())) == 1
+
+
+def test_room_is_half_of_the_free_disk(cache, monkeypatch):
+    monkeypatch.setattr(Cache, "free", lambda self: 1000)
+    assert cache.room_for(500)
+    assert not cache.room_for(501)
+
+
+def test_clear_frees_everything(cache):
+    fill(cache)
+    fill(cache, {"other": 1})
+    assert len(list(cache.entries())) == 2
+    assert cache.clear() > 0
+    assert list(cache.entries()) == []
