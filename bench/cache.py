@@ -160,7 +160,7 @@ class Writer:
             facts = {"shape": [0, *block.shape[1:]], "dtype": block.dtype.str, "crc32": 0}
             self._facts[name] = facts
             self._files[name] = (self._folder / f"{name}.bin").open("wb")
-        data = block.reshape(-1).view(np.uint8)
+        data: memoryview = block.reshape(-1).view(np.uint8).data
         self._files[name].write(data)
         facts["crc32"] = zlib.crc32(data, facts["crc32"])
         facts["shape"][0] += len(block)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Scope", "Variant", "Work"]
-
-T = TypeVar("T")
 
 
 @runtime_checkable
@@ -55,13 +54,20 @@ class Adapter(Protocol):
 class Dataset(Protocol):
     """An opened data set in VOC layout. Every error is a `DatasetError` that names the file."""
 
-    name: str
-    root: Path
-    classes: tuple[str, ...]
-    background: int | None
-    default_preset: str
-    train_split: str
-    eval_split: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> Path: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def background(self) -> int | None: ...
+    @property
+    def default_preset(self) -> str: ...
+    @property
+    def train_split(self) -> str: ...
+    @property
+    def eval_split(self) -> str: ...
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have a list."""
@@ -179,6 +185,6 @@ class Work(Protocol):
         """Tell the user one line (and, where it concerns the figures, return it in `Outcome.notes` too)."""
         ...
 
-    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """Iterate over `items` under a progress bar with an ETA."""
+    def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar with an ETA around work of `total` steps; call what it gives with the steps done."""
         ...

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.contracts import Maps, Outcome, Scope, Work
+from bench.errors import InternalError, MismatchError
 from bench.records import Choice, Preset, Source
 from bench.settings import InputSettings, setting
+
+if TYPE_CHECKING:
+    from bench.cluster import Reduction
 
 __all__ = ["PRESETS", "ClusterSettings", "engine_for", "run"]
 
@@ -28,7 +32,7 @@ class ClusterSettings(InputSettings):
         "none", "each vector to unit length (l2), or each dimension to unit variance (standardize), before the PCA"
     )
     pca: int = setting(32, "dimensions kept by an exact PCA; 0: no PCA", minimum=0)
-    whiten: bool = setting(True, "each kept dimension is scaled to unit variance")
+    whiten: bool = setting(True, "each dimension that the PCA keeps is scaled to unit variance")
     algorithm: Literal["lloyd", "minibatch"] = setting("lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans")
     engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
     iterations: int = setting(100, "at most so many iterations of Lloyd's algorithm", minimum=1)
@@ -58,20 +62,22 @@ PRESETS = (
 
 
 def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
-    """The engine that will run: `auto` is faiss, on a CUDA machine whose faiss has no GPU the chunked torch one.
+    """The engine that will run: `auto` is faiss, or the chunked torch one on a CUDA machine whose faiss has no GPU.
 
-    Raises MismatchError naming both extras where faiss is needed and not installed.
+    Raises MismatchError naming both extras where faiss is wanted and not installed.
     """
     from bench import cluster
 
     if settings.algorithm == "minibatch":
         return "sklearn"
-    if settings.engine == "auto" and scope.device.startswith("cuda") and not cluster.faiss_has_gpu():
-        return "torch"
-    if settings.engine in ("auto", "faiss"):
-        cluster.require_faiss()
-        return "faiss"
-    return settings.engine
+    if settings.engine not in ("auto", "faiss"):
+        return settings.engine
+    if not cluster.faiss_available():
+        raise MismatchError(
+            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or do "
+            "without it, --set engine=sklearn"
+        )
+    return "torch" if settings.engine == "auto" and cluster.default_engine(scope.device) == "torch" else "faiss"
 
 
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
@@ -120,46 +126,46 @@ def _notes(settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]]) -> tu
 
 def _reduce(work: Work, settings: ClusterSettings) -> dict[str, NDArray[Any]]:
     """Vectors (N, d) of the scored split, and of the split that is clustered where that is another."""
-    from bench import cluster
-
     source = work.maps("eval" if settings.fit == "eval" else "train")
-    arrays: dict[str, NDArray[Any]] = {}
-    reduction = None
-    if settings.pca or settings.normalize == "standardize":
-        moments = cluster.Moments()
-        for block in _blocks(source, settings):
-            moments.add(block)
-        reduction = cluster.fit_reduction(
-            moments, settings.pca, whiten=settings.whiten, normalize=settings.normalize
-        )
-        arrays["mean"] = reduction.mean
-        if reduction.scale is not None:
-            arrays["scale"] = reduction.scale
-        if reduction.components is not None:
-            arrays["components"] = reduction.components
-    arrays["vectors"] = _gather(work.maps("eval"), settings, reduction)
+    reduction = _fit(source, settings)
+    arrays: dict[str, NDArray[Any]] = {"vectors": _gather(work.maps("eval"), settings, reduction)}
     if settings.fit == "train":
         arrays["train_vectors"] = _gather(source, settings, reduction)
+    if reduction is not None:
+        named = {"mean": reduction.mean, "scale": reduction.scale, "components": reduction.components}
+        arrays |= {name: array for name, array in named.items() if array is not None}
     return arrays
 
 
-def _blocks(maps: Maps, settings: ClusterSettings) -> Iterator[NDArray[np.float32]]:
+def _fit(maps: Maps, settings: ClusterSettings) -> Reduction | None:
+    """The first pass over the maps; none is needed where vectors are taken as they are, or only brought to unit length."""
+    from bench import cluster
+
+    if not settings.pca and settings.normalize != "standardize":
+        return None
+    moments = cluster.Moments(maps.channels)
+    for block in maps:
+        moments.add(cluster.normalize_l2(block) if settings.normalize == "l2" else block)
+    return cluster.fit_reduction(moments, settings.pca, settings.whiten and settings.pca > 0, settings.normalize)
+
+
+def _gather(maps: Maps, settings: ClusterSettings, reduction: Reduction | None) -> NDArray[np.float32]:
+    """All vectors of a split, reduced, float32 (N, d): the only copy that is kept in memory."""
     from bench.cluster import normalize_l2
 
-    return (normalize_l2(block) if settings.normalize == "l2" else block for block in maps)
-
-
-def _gather(maps: Maps, settings: ClusterSettings, reduction: Any) -> NDArray[np.float32]:
-    """All vectors of a split, reduced, float32 (N, d): the only copy that is kept in memory."""
     gathered: NDArray[np.float32] | None = None
     start = 0
-    for block in _blocks(maps, settings):
-        rows = block if reduction is None else reduction.apply(block)
+    for block in maps:
+        if reduction is not None:
+            rows = reduction.apply(block)
+        else:
+            rows = normalize_l2(block) if settings.normalize == "l2" else block
         if gathered is None:
             gathered = np.empty((maps.vectors, rows.shape[1]), np.float32)
         gathered[start : start + len(rows)] = rows
         start += len(rows)
-    assert gathered is not None
+    if gathered is None or start != len(gathered):
+        raise InternalError(f"the maps gave {start} vectors, {maps.vectors} were promised")
     return gathered
 
 
@@ -170,10 +176,12 @@ def _cluster(work: Work, settings: ClusterSettings, reduced: Mapping[str, NDArra
     if settings.algorithm == "minibatch":
         found = cluster.minibatch_kmeans(vectors, settings.clusters, seed)
     else:
-        found = cluster.kmeans(
-            vectors, settings.clusters, seed, engine=settings.engine, iterations=settings.iterations,
-            tolerance=settings.tolerance, device=work.device,
-        )
+        what = f"K-means, K={settings.clusters}, seed {seed}"
+        with work.progress(settings.clusters + settings.iterations, what) as tick:
+            found = cluster.kmeans(
+                vectors, settings.clusters, seed, engine=settings.engine, iterations=settings.iterations,
+                tolerance=settings.tolerance, device=work.device, tick=tick,
+            )
     if not found.converged and settings.algorithm == "lloyd":
         work.say(f"K={settings.clusters}, seed {seed}: stopped after {found.iterations} iterations, not yet settled")
     return {

@@ -16,6 +16,7 @@ LAYERS = [
     {"settings", "weights", "store", "datasets", "datasets.folder", "datasets.shapes", "datasets.voc"},
     {"features"},
     {"labels", "plan", "tables", "predictions", "testing", "listing"},
+    {"formats"},
     {"work"},
     {"evaluate"},
     {"price", "doctor"},

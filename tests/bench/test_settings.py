@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 
 from bench.errors import SettingError
-from bench.registry import load, names
 from bench.registry import card as find_card
+from bench.registry import load, names
 from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset, setting
 
 

@@ -1,0 +1,283 @@
+"""timm's networks as adapters: how one is built, which maps it has, and where their cells lie."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import requests
+import timm
+import torch
+from torch import nn
+
+from bench.backbone import Backbone
+from bench.errors import CheckpointError, DownloadError, FeatureError, MismatchError, SettingError, UnknownNameError
+from bench.records import AdapterRequest, Checkpoint, Tap
+from bench.registry import near
+from bench.weights import load_into, seeded
+
+log = logging.getLogger(__name__)
+
+LAST = "last"
+
+
+class TimmBackbone(Backbone):
+    """A timm network that gives its intermediate maps.
+
+    order: tap name -> its place among the network's intermediate maps. normed: ask for the final norm on each map.
+    fixed_size: (H, W) of the only input the network takes, None when it takes any.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        name: str,
+        order: Mapping[str, int],
+        normed: bool,
+        fixed_size: tuple[int, int] | None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(body, **facts)
+        self.name, self.order, self.normed, self.fixed_size = name, order, normed, fixed_size
+
+    def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        size = tuple(inputs.shape[-2:])
+        if self.fixed_size and size != self.fixed_size:
+            height, width = self.fixed_size
+            raise FeatureError(
+                f"timm:{self.name} takes pictures of {height}×{width} only, got {size[0]}×{size[1]}; use --size "
+                f"{height if height == width else f'{height}x{width}'}"
+            )
+        if not taps:
+            return {}
+        places = sorted({self.order[name] for name in taps})
+        maps = dict(zip(places, _intermediates(self.body, inputs, self.normed, places), strict=True))
+        return {name: maps[self.order[name]] for name in taps}
+
+
+def build_timm(request: AdapterRequest) -> Backbone:
+    """The adapter of `timm:NAME`.
+
+    Raises UnknownNameError for a name timm does not have, DownloadError when its weights are out of reach,
+    SettingError for an output stride the network cannot have, MismatchError for a network without maps.
+    """
+    name, checkpoint = request.argument, request.checkpoint
+    _check_name(name)
+    body, fixed_size = _body(name, request.options.output_stride, checkpoint)
+    loaded = load_into(body, checkpoint)
+    maps, normed = _measure(name, body, fixed_size or _trial_size(body))
+    taps, order = _taps(name, body, maps, fixed_size or _trial_size(body))
+    _check_stride(name, taps[-1].stride, request.options.output_stride)
+    data = timm.data.resolve_model_data_config(body)
+    return TimmBackbone(
+        body,
+        name=name,
+        order=order,
+        normed=normed,
+        fixed_size=fixed_size,
+        taps=taps,
+        mean=data["mean"],
+        std=data["std"],
+        default_tap=LAST,
+        fingerprint=f"timm {timm.__version__} {name} mean={data['mean']} std={data['std']}",
+        account=loaded.as_dict() if loaded else None,
+    )
+
+
+# --- names and weights -----------------------------------------------------------------------------------------------
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise UnknownNameError(
+            f"timm has no network {name!r}.{near(name, timm.list_models())} Search with: python -c "
+            "\"import timm; print(timm.list_models('*resnet*'))\""
+        )
+    bare, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]
+    if tag and tag not in tags:
+        raise UnknownNameError(
+            f"timm's {bare} has no weights {tag!r}.{near(tag, tags)} Known: {', '.join(tags) or 'none'}"
+        )
+
+
+def _pretrained_source(name: str) -> dict[str, Any]:
+    """What `timm.create_model` needs to find the weights of a name; checks first that they can be had.
+
+    The hub's own client tries for most of a minute before it says that there is no network, also for files that it
+    has already: those are handed over as files, and for others one request tells.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise CheckpointError(f"timm:{name} has no released weights; give timm:{name}@random or timm:{name}@FILE")
+    kept = _kept_file(config)
+    if kept is not None:
+        return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(kept)}}
+    address = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+    try:
+        requests.head(address, timeout=10)
+    except requests.RequestException as error:
+        raise DownloadError(
+            f"cannot reach {address} for the weights of timm:{name}; connect, or download them there and give "
+            f"timm:{name}@FILE, or take timm:{name}@random"
+        ) from error
+    return {"pretrained": True}
+
+
+def _kept_file(config: Any) -> Path | None:
+    """The weights in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not config.hf_hub_id:
+        return None
+    for filename in filter(None, (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")):
+        kept = try_to_load_from_cache(config.hf_hub_id, filename)
+        if isinstance(kept, str):
+            return Path(kept)
+    return None
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def _body(name: str, output_stride: str | int, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[int, int] | None]:
+    """The network without its classifier, in eval mode, and the one input size it takes (None: any)."""
+    source = _pretrained_source(name) if checkpoint.kind == "pretrained" else {}
+    how, body = _first_that_builds(name, output_stride, checkpoint.seed)
+    if source:
+        body = _create(name, {**how, **source}, checkpoint.seed)
+    if not hasattr(body, "forward_intermediates"):
+        raise MismatchError(f"timm:{name} gives no intermediate maps (forward_intermediates); choose another network")
+    return body, None if _takes(body, _trial_size(body)) else _own_size(body)
+
+
+def _first_that_builds(name: str, output_stride: str | int, seed: int) -> tuple[dict[str, Any], nn.Module]:
+    """Arguments under which a network can be built, the most wanted that work, and the network they give.
+
+    What a network accepts is told only by trying: transformers take any input size with `dynamic_img_size`, many CNNs
+    an `output_stride`, window transformers `strict_img_size`.
+    """
+    stride = 8 if output_stride == "auto" else output_stride
+    for how in ({"dynamic_img_size": True}, {"output_stride": stride}, {"strict_img_size": False}, {}):
+        try:
+            return how, _create(name, how, seed)
+        except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, KeyError) as error:
+            log.debug("timm:%s cannot be built with %s: %s", name, how, error)
+    raise MismatchError(f"timm:{name} cannot be built without its classifier; choose another network")
+
+
+def _create(name: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+    with seeded(seed):
+        body: nn.Module = timm.create_model(name, num_classes=0, **arguments)
+    return body.eval()
+
+
+def _patch(body: nn.Module) -> int:
+    """Side of a transformer's patches in pixels; 1 for other networks."""
+    size = getattr(getattr(body, "patch_embed", None), "patch_size", 1)
+    return int(size[0] if isinstance(size, (tuple, list)) else size)
+
+
+def _trial_size(body: nn.Module) -> tuple[int, int]:
+    """A small input that networks of any size take: 128 pixels, or the multiple of the patch below."""
+    side = 128 // _patch(body) * _patch(body)
+    return side, side
+
+
+def _own_size(body: nn.Module) -> tuple[int, int]:
+    _, height, width = timm.data.resolve_model_data_config(body)["input_size"]
+    return height, width
+
+
+def _takes(body: nn.Module, size: tuple[int, int]) -> bool:
+    try:
+        _run(body, size, normed=False)
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+# --- its maps --------------------------------------------------------------------------------------------------------
+
+
+def _intermediates(
+    body: nn.Module, inputs: torch.Tensor, normed: bool, places: Sequence[int] | None
+) -> list[torch.Tensor]:
+    """Maps (B, D, h, w) at `places` (None: all), shallow to deep; class and register tokens left out."""
+    maps: list[torch.Tensor] = body.forward_intermediates(  # type: ignore[operator]
+        inputs,
+        indices=None if places is None else list(places),
+        norm=normed,
+        stop_early=True,
+        output_fmt="NCHW",
+        intermediates_only=True,
+    )
+    return maps
+
+
+def _run(body: nn.Module, size: tuple[int, int], normed: bool) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return _intermediates(body, torch.zeros(1, 3, *size), normed, None)
+
+
+def _measure(name: str, body: nn.Module, size: tuple[int, int]) -> tuple[list[torch.Tensor], bool]:
+    """All maps of a black picture, and whether the network can put its final norm on them."""
+    for normed in (True, False):
+        try:
+            maps = _run(body, size, normed)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            failure = error
+            continue
+        return maps, normed
+    raise MismatchError(
+        f"timm:{name} does not give maps for a picture of {size[0]}×{size[1]} ({failure}); choose another network"
+    ) from failure
+
+
+def _taps(
+    name: str, body: nn.Module, maps: Sequence[torch.Tensor], size: tuple[int, int]
+) -> tuple[list[Tap], dict[str, int]]:
+    """The taps, with `last` at the end, and the place of each among the maps."""
+    taps = [
+        Tap(name=label, channels=given.shape[1], stride=_stride(name, label, given, size))
+        for label, given in zip(_labels(body, maps), maps, strict=True)
+    ]
+    order = {tap.name: place for place, tap in enumerate(taps)}
+    return [*taps, replace(taps[-1], name=LAST)], {**order, LAST: len(taps) - 1}
+
+
+def _stride(name: str, label: str, given: torch.Tensor, size: tuple[int, int]) -> int:
+    if given.ndim != 4 or size[0] % given.shape[2] or size[0] // given.shape[2] != size[1] // given.shape[3]:
+        raise MismatchError(
+            f"timm:{name}: map {label} of a picture of {size[0]}×{size[1]} is {tuple(given.shape)}; expected "
+            "(1, D, h, w) whose cells tile the picture; choose another network"
+        )
+    return size[0] // given.shape[2]
+
+
+def _labels(body: nn.Module, maps: Sequence[torch.Tensor]) -> list[str]:
+    """Names for people: stem and stage1 … of networks in stages, block1 … of stacks of equal blocks."""
+    count = len(maps)
+    if len(getattr(body, "blocks", ())) == count and len({given.shape for given in maps}) == 1:
+        return [f"block{i}" for i in range(1, count + 1)]
+    stem = int(_module_names(body, count)[0].startswith(("stem", "act1", "bn1", "conv")))
+    return ["stem"] * stem + [f"stage{i}" for i in range(1, count + 1 - stem)]
+
+
+def _module_names(body: nn.Module, count: int) -> list[str]:
+    info = getattr(body, "feature_info", None)
+    rows = getattr(info, "info", info) or [{}] * count
+    return [str(row.get("module", "")) for row in rows]
+
+
+def _check_stride(name: str, seen: float, wanted: str | int) -> None:
+    if wanted == "auto":
+        log.info("timm:%s: output stride %d", name, seen)
+    elif seen != wanted:
+        raise SettingError(
+            f"timm.output_stride={wanted} does not fit {name}: its deepest map has a stride of {seen}; leave it at auto"
+        )

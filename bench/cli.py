@@ -1,0 +1,276 @@
+"""The command line: parse, build one record, call one function, print. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import paths
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="bench", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Score the dense features of any backbone under every published convention at once.",
+)
+data = typer.Typer(no_args_is_help=True, help="Make or fetch data sets, and choose the default.")
+cache = typer.Typer(no_args_is_help=True, help="Look at or empty the feature cache.")
+app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
+
+log = logging.getLogger("bench")
+
+Results = Annotated[Path | None, typer.Option(help="folder of rows [default: DENSEBENCH_RESULTS or results/runs]")]
+CacheFolder = Annotated[Path | None, typer.Option("--cache", help="folder of the feature cache [default: DENSEBENCH_CACHE]")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+
+
+def main() -> None:
+    """Run the command line; exit status 0 done, 2 wrong input, 1 a fault of ours, 130 interrupted."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    # several libraries bring a thread pool each; spinning ones starve the others on few cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    from bench.errors import InputError
+
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except InputError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("bench: interrupted; finished rows are kept, the same command goes on from there\n")
+        return 130
+    except Exception as error:
+        # usage errors of the command line: older typer raises click's own, newer ones carry a copy of it
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        return int(error.exit_code)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+@app.command()
+def eval(
+    method: Annotated[list[str], typer.Option(help="NAME[@CHECKPOINT], timm:NAME or file.py:factory; repeatable")],
+    protocol: Annotated[list[str], typer.Option(help="NAME[:PRESET]; repeatable")],
+    dataset: Annotated[str | None, typer.Option(help="registered name or folder [default: `bench data use`]")] = None,
+    split: Annotated[str | None, typer.Option(help="split to score [default: the data set's]")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="released name, file or `random`, for the one method")] = None,
+    preset: Annotated[str | None, typer.Option(help="preset of every protocol without its own")] = None,
+    clusters: Annotated[str | None, typer.Option(help="every K of overclustering, e.g. 21,50,100")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
+    size: Annotated[str | None, typer.Option(help="network input: native, N (stretched to N×N) or HxW")] = None,
+    batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: 4 on a CPU, 16 on a GPU]")] = 0,
+    workers: Annotated[int, typer.Option(min=-1, help="threads that decode [default: 1 on a CPU, 8 on a GPU]")] = -1,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N names of each split")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="[owner.]key=value; repeatable")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="price the job and stop")] = False,
+    again: Annotated[bool, typer.Option("--again", help="compute finished rows again")] = False,
+    save_predictions: Annotated[bool, typer.Option("--save-predictions", help="write label maps beside the rows")] = False,
+    as_json: Json = False,
+    results: Results = None,
+    cache_folder: CacheFolder = None,
+) -> None:
+    """Score methods under protocols; prints one table."""
+    from bench.datasets import default_dataset
+    from bench.errors import SettingError
+    from bench.plan import Request, make_plan
+
+    if precision not in ("fp32", "bf16"):
+        raise SettingError(f"--precision {precision} does not fit: expected fp32 or bf16")
+    request = Request(
+        methods=tuple(method), protocols=tuple(protocol), dataset=dataset or default_dataset(), split=split,
+        checkpoint=checkpoint, preset=preset, clusters=_whole_numbers(clusters), seeds=seeds, seed=seed, size=size,
+        batch_size=batch_size, workers=workers, device=device, precision=precision, limit=limit,
+        overrides=tuple(set_ or ()), again=again, save_predictions=save_predictions,
+        results=results or paths.results_root(), cache=cache_folder or paths.cache_root(),
+    )
+    plan = make_plan(request, fetch=not dry_run)
+    if dry_run:
+        from bench.price import price
+
+        _print(price(plan))
+        return
+    from bench import formats, tables
+    from bench.evaluate import evaluate
+
+    log.info(
+        "%s %s: %d pictures, %d classes; presets %s; %d seeds; rows in %s", plan.dataset.name, plan.split, len(plan.names),
+        len(plan.dataset.classes), ", ".join(f"{c.card.name}:{c.preset.name}" for c in plan.jobs[0].protocols), seeds,
+        request.results,
+    )
+    rows = evaluate(plan)
+    _print(json.dumps([row.to_json() for row in rows], indent=1) if as_json else formats.text(tables.build(rows)))
+
+
+def _whole_numbers(text: str | None) -> tuple[int, ...]:
+    from bench.errors import SettingError
+
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise SettingError(f"--clusters {text!r} was not understood; expected whole numbers above 0, e.g. 21,50,100")
+    return tuple(int(part) for part in parts)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, protocols, datasets, producers, checkpoints or presets")],
+    as_json: Json = False,
+) -> None:
+    """What is registered, built-ins and plugins."""
+    from bench.listing import listing, render
+
+    rows = listing(kind)
+    _print(json.dumps(rows, indent=1) if as_json else render(rows))
+
+
+@app.command()
+def table(
+    results: Results = None,
+    format: Annotated[str, typer.Option(help="csv, latex, markdown or html")] = "markdown",
+    output: Annotated[Path | None, typer.Option(help="file to write [default: standard output]")] = None,
+) -> None:
+    """One table of all rows."""
+    from bench import formats, tables
+    from bench.errors import InputError
+    from bench.files import write_atomic
+    from bench.store import Store
+
+    folder = results or paths.results_root()
+    rows = Store(folder).rows()
+    if not rows:
+        raise InputError(f"there are no rows in {folder}: make some with `bench eval`, or name their folder with --results")
+    text = formats.render(tables.build(rows), format)
+    if output is None:
+        _print(text)
+    else:
+        write_atomic(output, text.encode())
+        log.info("written to %s", output)
+
+
+@app.command()
+def fetch(method: Annotated[str, typer.Argument(help="METHOD[@CHECKPOINT]")]) -> None:
+    """Download and verify released weights."""
+    from bench import weights
+    from bench.plan import parse_method
+
+    wanted = parse_method(method)
+    checkpoint = weights.resolve(
+        wanted.card, wanted.checkpoint, weights_dir=paths.weights_dir(), fetch=True, argument=wanted.argument
+    )
+    _print(str(checkpoint.path) if checkpoint.path else f"{method} has no file of weights to fetch")
+
+
+@data.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="registered data set")],
+    root: Annotated[Path | None, typer.Option(help="folder to make or use [default: DENSEBENCH_DATA/NAME]")] = None,
+) -> None:
+    """Make or fetch a data set; does nothing when it is complete."""
+    from bench import datasets
+
+    _print(str(datasets.prepare(name, root)))
+
+
+@data.command("use")
+def data_use(name: Annotated[str, typer.Argument(help="registered data set or folder")]) -> None:
+    """Set the data set that commands read when none is named."""
+    from bench import datasets
+
+    datasets.use(name)
+    log.info("commands without --dataset read %s now", name)
+
+
+@app.command()
+def doctor(
+    dataset: Annotated[str | None, typer.Option(help="data set to open [default: `bench data use`]")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="methods to load and run on one picture; repeatable")] = None,
+    device: Device = "auto",
+    results: Results = None,
+    cache_folder: CacheFolder = None,
+) -> None:
+    """Open everything for real; ends with status 2 and the fixes when something is wrong."""
+    from bench.doctor import examine
+
+    problems = 0
+    for finding in examine(
+        dataset, tuple(method or ()), device, results or paths.results_root(), cache_folder or paths.cache_root()
+    ):
+        problems += not finding.fine
+        _print(f"{'ok  ' if finding.fine else 'FAIL'} {finding.text}")
+    if problems:
+        raise typer.Exit(2)
+
+
+@cache.command("info")
+def cache_info(cache_folder: CacheFolder = None) -> None:
+    """Entries and size of the cache."""
+    from bench.cache import Cache
+
+    store = Cache(cache_folder or paths.cache_root())
+    entries = list(store.entries())
+    _print(
+        f"{store.root}: {len(entries)} entries, {sum(size for _, size in entries) / 1e9:.2f} GB; {store.free() / 1e9:.1f} GB of "
+        "disk free"
+    )
+
+
+@cache.command("clear")
+def cache_clear(cache_folder: CacheFolder = None) -> None:
+    """Remove every entry of the cache."""
+    from bench.cache import Cache
+
+    store = Cache(cache_folder or paths.cache_root())
+    _print(f"{store.clear() / 1e9:.2f} GB freed in {store.root}")
+
+
+@app.command()
+def quickstart(
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N pictures")] = None,
+    results: Results = None,
+    cache_folder: CacheFolder = None,
+) -> None:
+    """The whole story on the embedded data set: a table of a random network and the floors, downloading nothing."""
+    eval(
+        method=["timm:resnet18@random", "colour", "noise", "oracle"], protocol=["kmeans", "overclustering"], dataset="shapes",
+        limit=limit, results=results, cache_folder=cache_folder,
+    )
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from bench import __version__
+
+        _print(f"densebench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
+
+

@@ -1,0 +1,455 @@
+"""Reduction and clustering of feature vectors: exact streamed PCA, k-means++ starts, Lloyd's algorithm.
+
+Pure functions on float32 arrays (n, d). Sums run in float64 over blocks that depend on the order of the vectors alone,
+so that neither batches nor workers change a result. faiss, scikit-learn and torch are imported by what uses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import blas, eigh
+from scipy.sparse import csc_array
+
+from bench.errors import InternalError, SettingError
+
+__all__ = [
+    "ENGINES", "RANK_TOLERANCE", "KMeansResult", "Moments", "Reduction", "assign", "default_engine", "faiss_available",
+    "fit_reduction", "kmeans", "kmeans_plus_plus", "lloyd", "minibatch_kmeans", "normalize_l2",
+]
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int32]
+Normalize = Literal["none", "l2", "standardize"]
+Tick = Callable[[int], None]
+
+RANK_TOLERANCE = 1e-7
+"""Directions with less than this share of the largest variance are noise of float32, and not kept."""
+
+_GRAM_ROWS = 4096  # vectors per matrix product
+_EXACT_WIDTH = 512  # up to this width the products run in float64 too: above, it would double the time of the PCA
+_BLOCK = 1 << 21  # numbers per block of vectors: large enough that starting the threads of an engine costs nothing
+_TORCH_ROWS = 4096  # vectors per matrix product on a CPU: its distances to 500 centroids stay in the cache
+_SUM_ROWS = 8192  # vectors summed in float32 before float64 takes over
+
+
+# ------------------------------------------------------------------------------------------------------------ reduction
+
+
+class Moments:
+    """Exact first and second moments of streamed vectors: add all, then read; the cuts of the stream do not matter.
+
+    Products are taken of 4,096 vectors at a time after subtracting the mean of the first 4,096, in float64 up to 512
+    dimensions and in float32 above (error below 1e-8 of the largest variance), and summed in float64.
+    Memory: 12·D² bytes and 4,096 vectors.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self._rows: Floats = np.empty((_GRAM_ROWS, width), np.float32)
+        self._filled = 0
+        self._shift: Floats | None = None
+        self._sum = np.zeros(width)
+        self._gram = np.zeros((width, width))  # of the shifted vectors; the upper triangle alone
+
+    def add(self, block: Floats) -> None:
+        """Take in vectors, float32 (n, D)."""
+        self.count += len(block)
+        while len(block):
+            taken = min(len(block), _GRAM_ROWS - self._filled)
+            self._rows[self._filled : self._filled + taken] = block[:taken]
+            self._filled += taken
+            block = block[taken:]
+            if self._filled == _GRAM_ROWS:
+                self._flush()
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean, float64 (D,)."""
+        self._flush()
+        shift = 0.0 if self._shift is None else self._shift.astype(np.float64)
+        return np.asarray(shift + self._sum / max(self.count, 1), np.float64)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Unbiased covariance, float64 (D, D), symmetric; zero for fewer than two vectors."""
+        self._flush()
+        upper = np.triu(self._gram - np.outer(self._sum, self._sum) / max(self.count, 1)) / max(self.count - 1, 1)
+        return np.asarray(upper + np.triu(upper, 1).T, np.float64)
+
+    def _flush(self) -> None:
+        if not self._filled:
+            return
+        rows = self._rows[: self._filled]
+        if self._shift is None:
+            self._shift = rows.mean(0, dtype=np.float64).astype(np.float32)
+        exact = rows.shape[1] <= _EXACT_WIDTH
+        centred = np.subtract(rows, self._shift, dtype=np.float64 if exact else np.float32)
+        self._sum += centred.sum(0, dtype=np.float64)
+        self._gram += (blas.dsyrk if exact else blas.ssyrk)(1.0, centred.T)
+        self._filled = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduction:
+    """A linear map of vectors: (x - mean) / scale, projected on `components`.
+
+    mean: float32 (D,). scale: float32 (D,) or None. components: float32 (D, d), whitening included; None = not
+    projected. rank: dimensions of the result that carry variance. explained: share of the variance that was kept.
+    l2: vectors are brought to unit length first (one that has it already stays as it is).
+    """
+
+    mean: Floats
+    scale: Floats | None
+    components: Floats | None
+    rank: int
+    explained: float
+    l2: bool = False
+
+    def apply(self, block: Floats) -> Floats:
+        """float32 (n, D) -> float32 (n, d)."""
+        rows = (normalize_l2(block) if self.l2 else block) - self.mean
+        if self.scale is not None:
+            rows /= self.scale
+        return rows if self.components is None else np.asarray(rows @ self.components, np.float32)
+
+
+def normalize_l2(block: Floats) -> Floats:
+    """Vectors (n, D) at unit length; zero vectors stay zero."""
+    length = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+    length[length == 0] = 1
+    return np.asarray(block / length.astype(np.float32)[:, None], np.float32)
+
+
+def fit_reduction(moments: Moments, dimensions: int, whiten: bool, normalize: Normalize) -> Reduction:
+    """The reduction of the vectors whose moments are given. With `l2`, take the moments of `normalize_l2(vectors)`.
+
+    dimensions: principal components to keep; 0 = all, without a rotation unless whitened. Where the vectors have a
+    smaller rank (see `RANK_TOLERANCE`), fewer are kept: compare `rank`. whiten: give every component variance 1.
+    `standardize` divides each input dimension by its (population) standard deviation, a constant one by 1.
+    Equal vectors have rank 0 and come out as one dimension of zeros.
+    """
+    if dimensions < 0:
+        raise SettingError(f"cannot keep {dimensions} dimensions: give a number of components, or 0 for all")
+    covariance = moments.covariance
+    scale = None
+    if normalize == "standardize":
+        deviation = np.sqrt(np.diag(covariance) * (1 - 1 / max(moments.count, 1)))
+        scale = np.where(deviation > 0, deviation, 1)
+        covariance = covariance / np.outer(scale, scale)
+    mean = moments.mean.astype(np.float32)
+    scale32 = None if scale is None else scale.astype(np.float32)
+    l2 = normalize == "l2"
+    if dimensions == 0 and not whiten:
+        return Reduction(mean, scale32, None, len(mean), 1.0, l2)
+    variances, directions = _principal(covariance, dimensions or len(mean))
+    rank = len(variances)
+    if rank == 0:
+        return Reduction(mean, scale32, np.zeros((len(mean), 1), np.float32), 0, 1.0, l2)
+    if whiten:
+        directions = directions / np.sqrt(variances)
+    explained = min(float(variances.sum() / np.trace(covariance)), 1.0)
+    return Reduction(mean, scale32, np.ascontiguousarray(directions, np.float32), rank, explained, l2)
+
+
+def _principal(
+    covariance: NDArray[np.float64], most: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Variances (d,), largest first, and unit directions (D, d), the largest entry of each positive."""
+    width = len(covariance)
+    first = max(width - most, 0)
+    variances, directions = eigh(covariance, subset_by_index=(first, width - 1))
+    variances, directions = variances[::-1], directions[:, ::-1]
+    kept = (variances > RANK_TOLERANCE * variances[0]) & (variances > 0)
+    variances, directions = variances[kept], directions[:, kept]
+    largest = np.abs(directions).argmax(0)
+    return variances, directions * np.sign(directions[largest, np.arange(len(variances))])
+
+
+# --------------------------------------------------------------------------------------------------------------- starts
+
+
+def kmeans_plus_plus(x: Floats, k: int, seed: int, *, tick: Tick | None = None) -> Floats:
+    """k-means++ starts (Arthur & Vassilvitskii 2007, one draw per centre), float32 (k, d).
+
+    The first k' of k starts are the k' starts of the same seed: one call serves several numbers of clusters.
+    Where there are fewer distinct vectors than k, vectors repeat. tick(1) is called per centre.
+    Memory: four arrays of n numbers beside x.
+    """
+    if k < 1 or len(x) == 0:
+        raise SettingError(f"cannot start {k} clusters on {len(x)} vectors: both must be at least 1")
+    rng = np.random.default_rng(seed)
+    mean, _ = _spread(x)
+    # Rounding gives copies of a centre a small distance, and their number a large sum: what rounding explains is 0.
+    trust = np.float32(1 - 4 * np.sqrt(x.shape[1]) * np.finfo(np.float32).eps)
+    norms = np.concatenate([_squares(block) for _, block in _blocks(x, mean)]) * trust
+    closest = np.full(len(x), np.inf, np.float32)
+    distances = np.empty_like(closest)
+    chosen = np.empty(k, np.int64)
+    chosen[0] = rng.integers(len(x))
+    for i in range(k):
+        if i:
+            cumulated = np.cumsum(closest, dtype=np.float64)
+            drawn = rng.random()
+            if cumulated[-1] > 0:
+                drawn_at = np.searchsorted(cumulated, drawn * cumulated[-1], side="right")
+                chosen[i] = min(int(drawn_at), len(x) - 1)
+            else:
+                chosen[i] = int(drawn * len(x))
+        # |x - m|² + |c - m|² - 2 (x - m)·(c - m), centred for accuracy without a centred copy of x
+        centre = x[chosen[i]] - mean
+        np.matmul(x, -2 * centre, out=distances)
+        distances += trust * (centre @ centre) + 2 * (mean @ centre)
+        distances += norms
+        np.minimum(closest, distances, out=closest)
+        np.maximum(closest, 0, out=closest)
+        closest[chosen[i]] = 0
+        if tick is not None:
+            tick(1)
+    return x[chosen]
+
+
+# -------------------------------------------------------------------------------------------------------------- engines
+
+Nearest = Callable[[Floats], NDArray[np.integer[Any]]]
+
+
+def _nearest_by_faiss(centroids: Floats, device: str) -> Nearest:
+    if not faiss_available():
+        raise SettingError(
+            "engine 'faiss' is not installed: pip install 'densebench[cpu]' or 'densebench[gpu]' (not both), "
+            "or choose engine torch or sklearn"
+        )
+    import faiss
+
+    index: Any = faiss.IndexFlatL2(centroids.shape[1])
+    if device.startswith("cuda") and _faiss_has_gpu():
+        index = faiss.index_cpu_to_gpu(_faiss_resources(), int(device.partition(":")[2] or 0), index)
+    index.add(centroids)
+    return lambda block: np.asarray(index.search(block, 1)[1][:, 0])
+
+
+def _nearest_by_sklearn(centroids: Floats, device: str) -> Nearest:
+    from sklearn import config_context
+    from sklearn.metrics import pairwise_distances_argmin
+
+    def nearest(block: Floats) -> NDArray[np.integer[Any]]:
+        with config_context(assume_finite=True):
+            return np.asarray(pairwise_distances_argmin(block, centroids))
+
+    return nearest
+
+
+def _nearest_by_torch(centroids: Floats, device: str) -> Nearest:
+    import torch
+
+    centres = torch.from_numpy(centroids).to(device)
+    bias = -0.5 * centres.square().sum(1)
+
+    def nearest(block: Floats) -> NDArray[np.integer[Any]]:
+        rows = torch.from_numpy(block).to(device)
+        parts = torch.split(rows, _TORCH_ROWS) if rows.device.type == "cpu" else (rows,)
+        return np.asarray(torch.cat([torch.addmm(bias, part, centres.T).argmax(1) for part in parts]).cpu())
+
+    return nearest
+
+
+ENGINES: Mapping[str, Callable[[Floats, str], Nearest]] = {
+    "faiss": _nearest_by_faiss,
+    "sklearn": _nearest_by_sklearn,
+    "torch": _nearest_by_torch,
+}
+"""Ways to find the nearest of the centroids given, by name."""
+
+
+def faiss_available() -> bool:
+    """Whether one of the packages that bring faiss is installed."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def default_engine(device: str = "cpu") -> str:
+    """The fastest engine at hand: faiss where it is installed and can use the device, else torch."""
+    if faiss_available() and (not device.startswith("cuda") or _faiss_has_gpu()):
+        return "faiss"
+    return "torch"
+
+
+def _faiss_has_gpu() -> bool:
+    import faiss
+
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+@functools.cache
+def _faiss_resources() -> Any:
+    import faiss
+
+    return faiss.StandardGpuResources()
+
+
+def _engine(name: str, device: str) -> Callable[[Floats], Nearest]:
+    if name not in ENGINES:
+        raise SettingError(f"unknown engine '{name}': choose one of {', '.join(ENGINES)}")
+    return lambda centroids: ENGINES[name](centroids, device)
+
+
+# -------------------------------------------------------------------------------------------------------------- k-means
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KMeansResult:
+    """A clustering of n vectors.
+
+    labels: int32 (n,), the nearest centroid. centroids: float32 (K, d). inertia: sum of squared distances.
+    iterations: passes made. converged: it stopped by itself. empty: clusters without a vector. engine: what made it.
+    """
+
+    labels: Labels
+    centroids: Floats
+    inertia: float
+    iterations: int
+    converged: bool
+    empty: int
+    engine: str
+
+
+def kmeans(
+    x: Floats,
+    k: int,
+    seed: int,
+    *,
+    engine: str,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    tick: Tick | None = None,
+) -> KMeansResult:
+    """`lloyd` from the starts of `kmeans_plus_plus`."""
+    start = kmeans_plus_plus(x, k, seed, tick=tick)
+    return lloyd(x, start, engine=engine, iterations=iterations, tolerance=tolerance, device=device, tick=tick)
+
+
+def lloyd(
+    x: Floats,
+    start: Floats,
+    *,
+    engine: str,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    tick: Tick | None = None,
+) -> KMeansResult:
+    """Lloyd's algorithm on all vectors, from given centroids.
+
+    x: float32 (n, d), C-contiguous. start: (K, d). It stops when no label changes, when the summed squared move of the
+    centroids is at most `tolerance` times the mean variance of the dimensions, or after `iterations`.
+    A cluster that loses its last vector keeps its centroid, and may win vectors again. tick(1) is called per pass.
+    """
+    _require_float32(x)
+    prepare = _engine(engine, device)
+    mean, variance = _spread(x)
+    offset = mean if mean @ mean > variance * x.shape[1] else None  # far from the origin, distances lose digits
+    centroids = start.astype(np.float64) - (0 if offset is None else offset)
+    labels: Labels = np.full(len(x), -1, np.int32)
+    passes, converged, settled = 0, False, False
+    while passes < iterations and not converged:
+        changed, sums, sizes = _pass(x, offset, prepare(centroids.astype(np.float32)), labels, len(centroids))
+        passes += 1
+        if changed == 0:
+            converged = settled = True
+        else:
+            moved = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids)
+            converged = bool(np.square(moved - centroids).sum() <= tolerance * variance)
+            centroids = moved
+        if tick is not None:
+            tick(1)
+    final = centroids.astype(np.float32)
+    if not settled:
+        _label(x, offset, prepare(final), labels)
+    inertia = sum(float(_squares(block - final[labels[at]]).sum(dtype=np.float64)) for at, block in _blocks(x, offset))
+    empty = len(final) - len(np.unique(labels))
+    centroids = centroids + (0 if offset is None else offset)
+    return KMeansResult(labels, centroids.astype(np.float32), inertia, passes, converged, empty, engine)
+
+
+def assign(x: Floats, centroids: Floats, engine: str, device: str = "cpu") -> Labels:
+    """The nearest centroid of each vector, int32 (n,)."""
+    _require_float32(x)
+    offset = centroids.mean(0, dtype=np.float64).astype(np.float32)
+    labels: Labels = np.empty(len(x), np.int32)
+    _label(x, offset, _engine(engine, device)(centroids - offset), labels)
+    return labels
+
+
+def minibatch_kmeans(x: Floats, k: int, seed: int, batch: int = 1000, n_init: int = 3) -> KMeansResult:
+    """scikit-learn's MiniBatchKMeans with `random_state=seed`: the algorithm of the released MaskContrast code."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    if k > len(x):
+        raise SettingError(f"cannot make {k} clusters of {len(x)} vectors by mini-batches: choose a smaller number")
+    model = MiniBatchKMeans(n_clusters=k, batch_size=batch, n_init=n_init, random_state=seed).fit(x)
+    labels = model.labels_.astype(np.int32)
+    converged = model.n_iter_ < model.max_iter
+    empty = k - len(np.unique(labels))
+    centroids = model.cluster_centers_.astype(np.float32)
+    return KMeansResult(labels, centroids, float(model.inertia_), model.n_iter_, converged, empty, "minibatch")
+
+
+def _require_float32(x: Floats) -> None:
+    if x.dtype != np.float32 or x.ndim != 2 or not x.flags.c_contiguous:
+        raise InternalError(f"vectors {x.shape} {x.dtype}: expected float32 (n, d), C-contiguous")
+
+
+def _blocks(x: Floats, offset: Floats | None) -> Iterator[tuple[slice, Floats]]:
+    """Fixed blocks of vectors minus the offset, and where they lie."""
+    rows = max(_BLOCK // x.shape[1], 1024)
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        yield slice(start, start + len(block)), block if offset is None else block - offset
+
+
+def _pass(
+    x: Floats, offset: Floats | None, nearest: Nearest, labels: Labels, clusters: int
+) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
+    """Label every vector in place; returns how many labels changed, the sum of each cluster's vectors, and its size."""
+    changed = 0
+    sums, sizes = np.zeros((clusters, x.shape[1])), np.zeros(clusters, np.int64)
+    for at, block in _blocks(x, offset):
+        found = nearest(block).astype(np.int32)
+        changed += np.count_nonzero(found != labels[at])
+        labels[at] = found
+        for start in range(0, len(found), _SUM_ROWS):
+            sums += _cluster_sums(block[start : start + _SUM_ROWS], found[start : start + _SUM_ROWS], clusters)
+        sizes += np.bincount(found, minlength=clusters)
+    return changed, sums, sizes
+
+
+def _cluster_sums(rows: Floats, labels: Labels, clusters: int) -> Floats:
+    one_per_row = np.ones(len(rows), np.float32), labels, np.arange(len(rows) + 1, dtype=np.int32)
+    return np.asarray(csc_array(one_per_row, shape=(clusters, len(rows))) @ rows, np.float32)
+
+
+def _label(x: Floats, offset: Floats | None, nearest: Nearest, labels: Labels) -> None:
+    for at, block in _blocks(x, offset):
+        labels[at] = nearest(block)
+
+
+def _squares(rows: Floats) -> Floats:
+    return np.asarray(np.einsum("nd,nd->n", rows, rows), np.float32)
+
+
+def _spread(x: Floats) -> tuple[Floats, float]:
+    """Mean, float32 (d,), and the variance of a dimension on average."""
+    total, squares = np.zeros(x.shape[1]), 0.0
+    for _, block in _blocks(x, None):
+        exact = block.astype(np.float64)
+        total += exact.sum(0)
+        squares += float(np.vdot(exact, exact))
+    mean = total / len(x)
+    return mean.astype(np.float32), max(squares / len(x) - float(mean @ mean), 0.0) / x.shape[1]

@@ -1,0 +1,417 @@
+"""Data sets on disk: the VOC layout, the folder that MaskContrast's authors publish, and pictures alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import images
+from bench.errors import DatasetError
+from bench.records import IGNORE, DatasetCard
+
+__all__ = ["BACKGROUND", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset"]
+
+log = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+"""What a file must end in, in either case, to be taken for a picture."""
+
+BACKGROUND = "background"
+"""The class name that marks the background class, at any index."""
+
+_INNER = (".", "VOCSegmentation", "VOCdevkit/VOC2012", "VOC2012")
+"""Where the data may lie below the folder that was given."""
+
+_MASK_PREFIX, _MASK_SUFFIX = "saliency_", "_model"
+_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where the parts of a data set lie. labels: folders, the first that holds a name wins. masks: by set."""
+
+    root: Path
+    pictures: Path
+    lists: Path | None = None
+    labels: tuple[Path, ...] = ()
+    masks: Mapping[str, Path] = field(default_factory=dict)
+
+
+def holds_dataset(folder: Path) -> bool:
+    """True when there is something in `folder` that `FolderDataset` opens; looks at names only."""
+    try:
+        _find_layout(folder)
+    except DatasetError:
+        return False
+    return True
+
+
+class FolderDataset:
+    """A data set in a folder; satisfies `bench.contracts.Dataset`.
+
+    Three layouts are known, in the folder itself or in VOCSegmentation/, VOCdevkit/VOC2012/ or VOC2012/ below it:
+
+    - VOC: JPEGImages/ (pictures of any usual format), SegmentationClass/ and SegmentationClassAug/ (palette or grey
+      PNGs, 255 = void; the former wins where both have a name), ImageSets/Segmentation/SPLIT.txt (one name a line),
+      saliency_NAME/ (masks). Without lists all pictures are the split `train`;
+    - MaskContrast's: images/, sets/SPLIT.txt, SegmentationClass[Aug]/, saliency_NAME_model/ (masks);
+    - pictures directly in the folder: one split `train`, no labels.
+
+    Class names come from the card, else from classes.txt (one a line), else the labels are scanned and classes are
+    named by number. Opening looks at names only; each file is checked when it is read, and all by `check`.
+    """
+
+    def __init__(self, root: Path, *, name: str = "", card: DatasetCard | None = None) -> None:
+        """Open `root`; with a card, its names, classes, splits and preset hold.
+
+        Raises DatasetError when the folder is absent or holds no pictures.
+        """
+        self._layout = _find_layout(Path(root))
+        self._card = card
+        self._names: dict[str, tuple[str, ...]] = {}
+        self.root = self._layout.root
+        self.name = name or (card.name if card else self.root.resolve().name)
+        self.default_preset = card.default_preset if card else "native"
+        splits = self.splits()
+        self.train_split = card.train_split if card else "train" if "train" in splits else splits[0]
+        self.eval_split = card.eval_split if card else "val" if "val" in splits else self.train_split
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; () for a data set without labels and class names."""
+        if self._card:
+            return self._card.classes
+        listed = self.root / "classes.txt"
+        if listed.exists():
+            return _read_lines(listed, "class")
+        count = self._scan_classes()
+        if self.has_labels:
+            log.info(
+                "%s has no classes.txt: its labels hold %d classes (0 to %d), named by number; write classes.txt to "
+                "name them, with %r for the background if there is one", self.root, count, count - 1, BACKGROUND,
+            )
+        return tuple(str(index) for index in range(count))
+
+    @cached_property
+    def background(self) -> int | None:
+        """Index of the background class: the card's, else that of the class named "background", else None."""
+        if self._card:
+            return self._card.background
+        return self.classes.index(BACKGROUND) if BACKGROUND in self.classes else None
+
+    @property
+    def has_labels(self) -> bool:
+        """True when there is a folder of label maps."""
+        return bool(self._layout.labels)
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have a list, sorted; ("train",) where there are no lists."""
+        if self._layout.lists is None:
+            return ("train",)
+        return tuple(sorted(path.stem for path in self._layout.lists.glob("*.txt") if not path.name.startswith(".")))
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """Picture names of a split, in the order of its list; all pictures, sorted, where there are no lists.
+
+        Raises DatasetError for a split without a list, an empty list, a name listed twice or without a picture.
+        """
+        if split not in self._names:
+            self._names[split] = self._read_names(split)
+        return self._names[split]
+
+    def picture(self, name: str) -> NDArray[np.uint8]:
+        """RGB picture as people see it (EXIF rotation applied), uint8 (H, W, 3)."""
+        return images.read_picture(self.picture_path(name))
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(H, W) of the picture as people see it, from the file's header."""
+        return images.picture_size(self.picture_path(name))
+
+    def pixels(self, names: Iterable[str]) -> int:
+        """The number of pixels of these pictures, from their headers."""
+        return sum(height * width for height, width in map(self.size, names))
+
+    def label(self, name: str) -> NDArray[np.uint8]:
+        """Label map, uint8 (H, W), values 0 … classes-1 and 255 = void; same size as the picture.
+
+        Raises DatasetError naming the file when it is absent or damaged, has another size than the picture, or holds
+        a value that is no class.
+        """
+        path = self.label_path(name)
+        label = images.read_label(path)
+        self._check_size(name, path, label.shape)
+        highest = _highest(label)
+        if highest >= len(self.classes):
+            raise DatasetError(
+                f"label map {path} holds the value {highest}, but {self.name} has {len(self.classes)} classes (0 to "
+                f"{len(self.classes) - 1}, 255 = void): add the class to {self.root / 'classes.txt'} or correct the map"
+            )
+        return label
+
+    def mask_sets(self) -> tuple[str, ...]:
+        """Names of the sets of saliency masks, sorted: X for each folder saliency_X/ or saliency_X_model/."""
+        return tuple(sorted(self._layout.masks))
+
+    def has_mask(self, name: str, mask_set: str) -> bool:
+        """True when the set has a file for the picture."""
+        return self._find_mask(name, mask_set) is not None
+
+    def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:
+        """Saliency mask of a picture, bool (H, W): grey above 127, or above 0 in a file that holds only 0 and 1.
+
+        Raises DatasetError when there is no such set or file, or its size is not the picture's.
+        """
+        path = self._find_mask(name, mask_set)
+        if path is None:
+            raise DatasetError(
+                f"mask set {mask_set!r} has no mask of {name!r}: expected {self._mask_folder(mask_set) / name}.png"
+            )
+        grey = images.read_grey(path)
+        self._check_size(name, path, grey.shape)
+        return grey > (127 if grey.max(initial=0) > 1 else 0)
+
+    def picture_path(self, name: str) -> Path:
+        """The file of a picture. Raises DatasetError when there is none, or more than one."""
+        paths = self._pictures.get(name, ())
+        if len(paths) == 1:
+            return paths[0]
+        if paths:
+            raise DatasetError(f"{self._layout.pictures} holds {' and '.join(p.name for p in paths)}: keep one of them")
+        raise DatasetError(
+            f"{self._listed(name)}, but {self._layout.pictures} has no such picture (lists hold file names without the "
+            "suffix): add it or take it off the list"
+        )
+
+    def label_path(self, name: str) -> Path:
+        """The label map of a picture; SegmentationClass/ comes before SegmentationClassAug/.
+
+        Raises DatasetError when there is none.
+        """
+        if not self.has_labels:
+            raise DatasetError(
+                f"{self.root} has no label maps: expected SegmentationClass/ with one PNG per picture; scoring needs "
+                "them (training, masks and predictions do not)"
+            )
+        for folder in self._layout.labels:
+            path = folder / f"{name}.png"
+            if path.exists():
+                return path
+        folders = " or ".join(f"{folder.name}/" for folder in self._layout.labels)
+        raise DatasetError(
+            f"{self._listed(name)}, but there is no label map {name}.png in {folders} of {self.root}: add it or take "
+            "it off the list"
+        )
+
+    def fingerprint(self, names: Sequence[str], *, labels: bool) -> str:
+        """SHA-256 over the content of the pictures' (and, if asked, labels') files and their names, hex."""
+        return _fingerprint(
+            (name, (self.picture_path(name), self.label_path(name)) if labels else (self.picture_path(name),))
+            for name in names
+        )
+
+    def mask_fingerprint(self, names: Sequence[str], mask_set: str) -> str:
+        """SHA-256 over the content of the mask files of a set and the names of their pictures, hex."""
+        found = ((name, self._find_mask(name, mask_set)) for name in names)
+        return _fingerprint((name, (path,) if path else ()) for name, path in found)
+
+    def check(self, split: str, limit: int | None = None) -> Iterator[str]:
+        """Open every picture, label map and mask of a split for real (the first `limit`); one line per problem.
+
+        A last line counts the label maps that hold nothing but void.
+        """
+        try:
+            names = self.names(split)[:limit]
+        except DatasetError as error:
+            yield str(error)
+            return
+        void = []
+        for name in names:
+            yield from self._picture_problems(name)
+            if self.has_labels:
+                try:
+                    if _highest(self.label(name)) < 0:
+                        void.append(name)
+                except DatasetError as error:
+                    yield str(error)
+        if void:
+            yield (
+                f"{len(void)} of {len(names)} label maps of {split!r} hold nothing but void (255), the first is "
+                f"{void[0]!r}: these pictures are not scored; take them off the list"
+            )
+
+    def _picture_problems(self, name: str) -> Iterator[str]:
+        try:
+            self.picture(name)
+        except DatasetError as error:
+            yield str(error)
+            return
+        for mask_set in self.mask_sets():
+            if self.has_mask(name, mask_set):
+                try:
+                    self.mask(name, mask_set)
+                except DatasetError as error:
+                    yield str(error)
+
+    @cached_property
+    def _pictures(self) -> dict[str, tuple[Path, ...]]:
+        return _index_pictures(self._layout.pictures)
+
+    def _read_names(self, split: str) -> tuple[str, ...]:
+        if split not in self.splits():
+            there = ", ".join(self.splits()) or "none"
+            place = self._layout.lists / f"{split}.txt" if self._layout.lists else None
+            fix = f"choose one of them, or write {place} with one picture name a line" if place else "choose that one"
+            if self._card and split in (self.train_split, self.eval_split):
+                fix = f"run `bench data prepare {self._card.name}` to complete it, or choose one of them"
+            raise DatasetError(f"{self.root} has no split {split!r}, there are: {there}; {fix}")
+        if self._layout.lists is None:
+            names = tuple(sorted(self._pictures))
+        else:
+            names = _read_lines(self._layout.lists / f"{split}.txt", "picture")
+        # known before the pictures are looked for, so that errors can say which list they stand on
+        self._names[split] = names
+        try:
+            for name in names:
+                self.picture_path(name)
+        except DatasetError:
+            del self._names[split]
+            raise
+        return names
+
+    def _listed(self, name: str) -> str:
+        """How to speak of a name: with the first list read so far that holds it."""
+        for split, names in self._names.items():
+            if name in names and self._layout.lists is not None:
+                return f"{self._layout.lists / f'{split}.txt'} lists {name!r}"
+        return f"{name!r} was asked for"
+
+    def _check_size(self, name: str, path: Path, shape: tuple[int, ...]) -> None:
+        size = self.size(name)
+        if shape != size:
+            raise DatasetError(
+                f"{path} is {shape[1]}x{shape[0]} pixels (width x height), its picture {self.picture_path(name)} is "
+                f"{size[1]}x{size[0]}: they must be of one size; resize the map by nearest neighbour"
+            )
+
+    def _mask_folder(self, mask_set: str) -> Path:
+        if mask_set not in self._layout.masks:
+            there = ", ".join(self.mask_sets()) or "none"
+            raise DatasetError(
+                f"{self.root} has no mask set {mask_set!r}, there are: {there}; put masks into "
+                f"{self.root / (_MASK_PREFIX + mask_set)}/ or choose one of these"
+            )
+        return self._layout.masks[mask_set]
+
+    def _find_mask(self, name: str, mask_set: str) -> Path | None:
+        folder = self._mask_folder(mask_set)
+        paths = (folder / f"{name}{suffix}" for suffix in (".png", ".jpg", ".jpeg", ".bmp"))
+        return next((path for path in paths if path.exists()), None)
+
+    def _scan_classes(self) -> int:
+        """One more than the highest class number in any label map."""
+        paths = sorted(path for folder in self._layout.labels for path in folder.glob("*.png"))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return 1 + max(pool.map(lambda path: _highest(images.read_label(path)), paths), default=-1)
+
+
+def _find_layout(folder: Path) -> _Layout:
+    if not folder.is_dir():
+        seen = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DatasetError(f"the data set folder {folder} {seen}: give the folder that holds JPEGImages/ or pictures")
+    for inner in _INNER:
+        root = folder / inner
+        if (root / "JPEGImages").is_dir():
+            return _voc_layout(root, root / "JPEGImages", root / "ImageSets" / "Segmentation")
+        if (root / "images").is_dir() and (root / "sets").is_dir():
+            return _voc_layout(root, root / "images", root / "sets")
+    if not _has_pictures(folder):
+        raise DatasetError(
+            f"{folder} holds no data set: expected JPEGImages/ with ImageSets/Segmentation/ (VOC layout), images/ with "
+            f"sets/, or pictures ({', '.join(PICTURE_SUFFIXES)}) directly in it"
+        )
+    return _Layout(root=folder, pictures=folder, masks=_mask_folders(folder))
+
+
+def _voc_layout(root: Path, pictures: Path, lists: Path) -> _Layout:
+    if not _has_pictures(pictures):
+        raise DatasetError(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put them there")
+    return _Layout(
+        root=root,
+        pictures=pictures,
+        lists=lists if lists.is_dir() and any(lists.glob("*.txt")) else None,
+        labels=tuple(f for f in (root / "SegmentationClass", root / "SegmentationClassAug") if f.is_dir()),
+        masks=_mask_folders(root),
+    )
+
+
+def _mask_folders(root: Path) -> dict[str, Path]:
+    folders = sorted(path for path in root.glob(f"{_MASK_PREFIX}?*") if path.is_dir())
+    return {path.name.removeprefix(_MASK_PREFIX).removesuffix(_MASK_SUFFIX): path for path in folders}
+
+
+def _picture_files(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # macOS leaves "._name.jpg" beside the files it copies
+            if entry.name.lower().endswith(PICTURE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
+                yield entry.name
+
+
+def _has_pictures(folder: Path) -> bool:
+    return next(_picture_files(folder), None) is not None
+
+
+def _index_pictures(folder: Path) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for name in sorted(_picture_files(folder)):
+        path = folder / name
+        found[path.stem] = (*found.get(path.stem, ()), path)
+    return found
+
+
+def _read_lines(path: Path, what: str) -> tuple[str, ...]:
+    """The lines of a list without blank ones; none may occur twice."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"the list {path} cannot be read ({error}): expected UTF-8 text, a {what} a line") from error
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise DatasetError(f"the list {path} is empty: expected a {what} a line")
+    twice = next((line for line, count in Counter(lines).items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(f"the list {path} holds the {what} {twice!r} more than once: remove the repeated lines")
+    return lines
+
+
+def _highest(label: NDArray[np.uint8]) -> int:
+    """The highest class number of a label map, -1 when all is void."""
+    scored = label[label != IGNORE]
+    return int(scored.max()) if scored.size else -1
+
+
+def _fingerprint(files: Iterable[tuple[str, tuple[Path, ...]]]) -> str:
+    """SHA-256 over (name, SHA-256 of each file) in order, hex."""
+    listed = list(files)
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for (name, _), digests in zip(listed, pool.map(lambda item: _digests(item[1]), listed), strict=True):
+            total.update(name.encode() + b"\0" + bytes([len(digests)]) + b"".join(digests))
+    return total.hexdigest()
+
+
+def _digests(paths: tuple[Path, ...]) -> list[bytes]:
+    try:
+        return [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    except OSError as error:
+        raise DatasetError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error

@@ -1,0 +1,431 @@
+"""Files from the net: resumed when broken off, verified, and either whole or absent; archives unpacked with care."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from bench.errors import DownloadError, StorageError
+from bench.files import write_atomic
+
+if TYPE_CHECKING:
+    import requests
+    from rich.progress import Progress
+
+__all__ = ["extract", "fetch", "verify"]
+
+log = logging.getLogger(__name__)
+
+_PAUSE = 1.0        # seconds before the second attempt; doubles from there
+_TIMEOUT = (15, 60)   # seconds to connect, and between two packets
+_CHUNK = 1 << 18
+_PASSING = {408, 425, 429, 500, 502, 503, 504}   # HTTP states that may be gone at the next attempt
+_PAGE_STARTS = (b"<!doctype html", b"<html")
+
+
+def fetch(
+    url: str, target: Path, *, sha256: str = "", md5: str = "", size: int = 0, what: str = "", attempts: int = 3
+) -> Path:
+    """Download `url` to `target`, which is the whole, verified file or does not exist.
+
+    A file already there is verified and returned. Bytes arrive in `target` + ".part", which a later call continues
+    where the server can; a connection that breaks is taken up again within the call.
+
+    sha256, md5: lower-case hex digest or its beginning, "" = unknown. size: bytes, 0 = unknown.
+    what: what to call the file in messages and on the progress bar (its name when empty).
+    Raises DownloadError (no connection, HTTP error, a web page in place of the file, wrong digest or size) and
+    StorageError (disk full or not writable; what arrived so far is kept).
+    """
+    job = _Job(url=url, target=target, sha256=sha256.lower(), md5=md5.lower(), size=size, what=what or target.name)
+    if target.exists():
+        _check(job, target, "delete it to download it again")
+        return target
+    with _storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with _bar() as bar:
+        _receive(job, attempts, bar)
+    _finish(job)
+    return target
+
+
+def verify(path: Path, *, sha256: str = "", md5: str = "", size: int = 0) -> str:
+    """What is wrong with a file, as "expected …, got …", or "" when digests (or their beginnings) and size agree."""
+    import pooch
+
+    found = path.stat().st_size
+    if size and found != size:
+        return f"expected {size} bytes, got {found}"
+    for algorithm, expected in (("sha256", sha256), ("md5", md5)):
+        if expected:
+            digest = pooch.file_hash(str(path), alg=algorithm)
+            if not digest.startswith(expected.lower()):
+                return f"expected {algorithm} {expected}, got {digest[:max(len(expected), 8)]}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    url: str
+    target: Path
+    sha256: str
+    md5: str
+    size: int
+    what: str
+
+    @property
+    def part(self) -> Path:
+        """What arrived so far."""
+        return self.target.with_suffix(self.target.suffix + ".part")
+
+    @property
+    def validator(self) -> Path:
+        """Which version of the file `part` is the beginning of: the URL and its ETag or date, a line each."""
+        return self.part.with_suffix(".part.etag")
+
+    @property
+    def by_hand(self) -> str:
+        return f"download {self.url} by hand and put it at {self.target}"
+
+
+class _BrokenOff(Exception):
+    """The connection ended early; another attempt may help."""
+
+
+def _receive(job: _Job, attempts: int, bar: Progress) -> None:
+    """Fill `job.part`, taking up broken connections."""
+    task = bar.add_task(job.what, total=job.size or None)
+    reason = ""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        try:
+            _receive_once(job, lambda done, total: bar.update(task, completed=done, total=total))
+            return
+        except _BrokenOff as error:
+            log.info("%s: %s (attempt %d of %d)", job.what, error, attempt + 1, attempts)
+            reason = str(error)
+    host = urlsplit(job.url).hostname or job.url
+    if job.part.exists() and job.part.stat().st_size:
+        raise DownloadError(
+            f"the connection to {host} broke off {attempts} times ({reason}): run the command again to continue, or "
+            f"{job.by_hand}"
+        )
+    if reason.startswith("HTTP"):
+        raise DownloadError(f"{job.url} answers {reason}, {attempts} times: try again later, or {job.by_hand}")
+    raise DownloadError(f"cannot reach {host}: {job.by_hand}")
+
+
+def _receive_once(job: _Job, report: Callable[[int, int | None], None]) -> None:
+    import requests
+    import urllib3
+
+    headers = {"Accept-Encoding": "identity", **_resume_headers(job)}
+    try:
+        with requests.get(job.url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+            if response.status_code == 416:
+                if not _all_arrived(job, response):
+                    _forget(job)
+                    raise _BrokenOff("the server has a shorter file than the part that was kept")
+                return
+            _refuse_answer(job, response)
+            start = _start(job, response)
+            total = _total(response, start)
+            with _storage_errors(job.part):
+                _refuse_small_disk(job, start, total)
+                _note_validator(job, response)
+                done = _append(job.part, start, response.raw, lambda done: report(done, total))
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _BrokenOff(type(error).__name__) from error
+    if total is not None and done < total:
+        raise _BrokenOff(f"{done} of {total} bytes arrived")
+
+
+def _resume_headers(job: _Job) -> dict[str, str]:
+    """Ask for the rest only where it is sure to fit: the same version, or a digest that will tell."""
+    have = job.part.stat().st_size if job.part.exists() else 0
+    if not have:
+        return {}
+    url, _, tag = job.validator.read_text("utf-8").partition("\n") if job.validator.exists() else ("", "", "")
+    if url == job.url and tag:
+        return {"Range": f"bytes={have}-", "If-Range": tag}
+    return {"Range": f"bytes={have}-"} if job.sha256 or job.md5 else {}
+
+
+def _start(job: _Job, response: requests.Response) -> int:
+    """The byte at which the answer begins: where the part ends, or 0."""
+    if response.status_code != 206:
+        return 0
+    have = job.part.stat().st_size if job.part.exists() else 0
+    if response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        return have
+    _forget(job)
+    raise _BrokenOff("the server sent another range than was asked for")
+
+
+def _total(response: requests.Response, start: int) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return start + int(length) if length.isdigit() else None
+
+
+def _all_arrived(job: _Job, response: requests.Response) -> bool:
+    return response.headers.get("Content-Range", "") == f"bytes */{job.part.stat().st_size}"
+
+
+def _refuse_answer(job: _Job, response: requests.Response) -> None:
+    if response.status_code in _PASSING:
+        raise _BrokenOff(f"HTTP {response.status_code}")
+    if response.status_code not in (200, 206):
+        raise DownloadError(f"{job.url} answers HTTP {response.status_code} ({response.reason}): {job.by_hand}")
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind in ("text/html", "application/xhtml+xml") and not _may_be_page(job):
+        raise DownloadError(_page_message(job))
+
+
+def _may_be_page(job: _Job) -> bool:
+    return job.target.suffix.lower() in (".html", ".htm")
+
+
+def _page_message(job: _Job) -> str:
+    return f"{job.url} serves a web page, not the file {job.target.name}: open it in a browser, {job.by_hand}"
+
+
+def _refuse_small_disk(job: _Job, start: int, total: int | None) -> None:
+    free = shutil.disk_usage(job.part.parent).free
+    if total is not None and total - start > free:
+        raise StorageError(
+            f"{job.what} needs {_megabytes(total - start)} more, {job.part.parent} has {_megabytes(free)} left: free "
+            "some space or choose another folder"
+        )
+
+
+def _note_validator(job: _Job, response: requests.Response) -> None:
+    """Remember which version is arriving; weak ETags do not promise equal bytes and are left out."""
+    tag = response.headers.get("ETag", "")
+    if not tag or tag.startswith("W/"):
+        tag = response.headers.get("Last-Modified", "")
+    write_atomic(job.validator, f"{job.url}\n{tag}".encode())
+
+
+def _append(part: Path, start: int, raw: Any, report: Callable[[int], None]) -> int:
+    """Write what arrives after byte `start`; returns the length of the file."""
+    done = start
+    with part.open("r+b" if start else "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        # the raw stream: a server that marks a .tar.gz as gzip-encoded must not have it unpacked on the way
+        for chunk in raw.stream(_CHUNK, decode_content=False):
+            file.write(chunk)
+            done += len(chunk)
+            report(done)
+        file.flush()
+        os.fsync(file.fileno())
+    return done
+
+
+def _finish(job: _Job) -> None:
+    """Give the verified part its name."""
+    with _storage_errors(job.target):
+        with job.part.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+        if start.startswith(_PAGE_STARTS) and not _may_be_page(job):
+            _forget(job)
+            raise DownloadError(_page_message(job))
+        try:
+            _check(job, job.part, f"it was removed; try again, or {job.by_hand}")
+        except DownloadError:
+            _forget(job)
+            raise
+        job.part.replace(job.target)
+        job.validator.unlink(missing_ok=True)
+
+
+def _check(job: _Job, path: Path, fix: str) -> None:
+    with _storage_errors(path):
+        wrong = verify(path, sha256=job.sha256, md5=job.md5, size=job.size)
+    if wrong:
+        name = path if path == job.target else job.url
+        raise DownloadError(f"{name} is not the file that was promised, {wrong}: {fix}")
+
+
+def _forget(job: _Job) -> None:
+    job.part.unlink(missing_ok=True)
+    job.validator.unlink(missing_ok=True)
+
+
+def _bar() -> Progress:
+    """Size, speed and ETA on stderr; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # requests' errors are OSErrors too; they concern the net, not the disk
+        if type(error).__module__.startswith("requests"):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"the disk of {path.parent} is full; free some space and run the command again (it continues where it "
+                "stopped), or choose another folder"
+            ) from error
+        raise StorageError(f"{path} cannot be written or read: {error.strerror or error}; choose another folder") from (
+            error
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One entry of an archive; `open` gives the bytes of a file (and follows a hard link)."""
+
+    name: str
+    kind: str   # "file", "folder", "link" or what else it is called
+    link: str
+    open: Callable[[], IO[bytes] | None]
+
+
+def extract(archive: Path, target: Path, *, members: Sequence[str] | None = None) -> Path:
+    """Unpack a tar (compressed or not) or zip archive into the new folder `target`, which is whole or absent.
+
+    The members are unpacked into a sibling folder that gets its name last, so a `target` that exists is complete; it
+    is returned as it is.
+
+    members: shell patterns of the names to unpack; all when None.
+    Raises DownloadError for archives that are damaged or hold a member that is unsafe (absolute or climbing paths,
+    links that lead outside, devices), naming it, and StorageError when the disk is full or not writable.
+    """
+    if target.exists():
+        return target
+    with _storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.mkdir()
+            _unpack(archive, temporary, members)
+            if not target.exists():   # another process may have been faster
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _unpack(archive: Path, root: Path, patterns: Sequence[str] | None) -> None:
+    damaged = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+    links: list[_Member] = []
+    try:
+        with _bar() as bar, bar.open(archive, "rb", description=f"unpacking {archive.name}") as file:
+            for member in _members(archive, file):
+                path = _inside(archive, member, root)
+                if patterns is not None and not any(fnmatch.fnmatchcase(member.name, p) for p in patterns):
+                    continue
+                if member.kind == "link":
+                    links.append(member)
+                elif member.kind == "folder":
+                    path.mkdir(parents=True, exist_ok=True)
+                else:
+                    _copy(archive, member, path)
+        # last, so that nothing is ever written through a link
+        for member in links:
+            _link(archive, member, root)
+    except damaged as error:
+        raise DownloadError(_damaged(archive, error)) from error
+    except OSError as error:
+        # gzip, bz2 and lzma report bad data as OSErrors without a number
+        if error.errno is None:
+            raise DownloadError(_damaged(archive, error)) from error
+        raise
+
+
+def _damaged(archive: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{archive} is not a whole tar or zip archive ({reason}): delete it and download it again"
+
+
+def _members(archive: Path, file: Any) -> Iterator[_Member]:
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as opened:
+            yield from (_zip_member(opened, info) for info in opened.infolist())
+    else:
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:*") as opened_tar:
+            yield from (_tar_member(opened_tar, info) for info in opened_tar)
+
+
+def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    link = (info.external_attr >> 16) & 0o170000 == 0o120000
+    kind = "symbolic link in a zip" if link else "folder" if info.is_dir() else "file"
+    return _Member(info.filename, kind, "", lambda: opened.open(info))
+
+
+def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    if info.issym():
+        kind = "link"
+    elif info.isdir():
+        kind = "folder"
+    else:
+        kind = "file" if info.isfile() or info.islnk() else "device"
+    return _Member(info.name, kind, info.linkname, lambda: opened.extractfile(info))
+
+
+def _inside(archive: Path, member: _Member, root: Path) -> Path:
+    """Where a member goes; refuses everything that could leave `root`."""
+    pure = PurePosixPath(member.name.replace("\\", "/"))
+    unsafe = pure.is_absolute() or ".." in pure.parts or ":" in (pure.parts[:1] or ("",))[0]
+    if unsafe or member.kind not in ("file", "folder", "link"):
+        raise _unsafe(archive, member, "" if unsafe else f" ({member.kind})")
+    return root / pure
+
+
+def _unsafe(archive: Path, member: _Member, why: str) -> DownloadError:
+    return DownloadError(f"{archive} holds the unsafe member {member.name!r}{why}: do not trust this archive")
+
+
+def _copy(archive: Path, member: _Member, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source = member.open()
+    except KeyError:
+        source = None
+    if source is None:
+        raise _unsafe(archive, member, f" (link to {member.link!r})")
+    with source, path.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+
+
+def _link(archive: Path, member: _Member, root: Path) -> None:
+    path = _inside(archive, member, root)
+    home = root.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    goal = (path.parent / member.link).resolve()
+    stays = goal.is_relative_to(home) and path.parent.resolve().is_relative_to(home)
+    if PurePosixPath(member.link).is_absolute() or not stays:
+        raise _unsafe(archive, member, f" (link to {member.link!r})")
+    path.symlink_to(member.link)

@@ -1,0 +1,209 @@
+"""One method's maps through every protocol, K and seed that was asked for, to rows: the flow of the harness.
+
+    data set → adapter → maps → protocol → counts → scores → row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench import metrics, predictions, registry
+from bench.cache import Cache
+from bench.clock import Clock, peak_memory
+from bench.contracts import Outcome, Variant
+from bench.errors import SettingError
+from bench.features import Runtime, default_batch_size, pick_device
+from bench.plan import Job, Plan, ProtocolChoice
+from bench.progress import track
+from bench.settings import InputSettings
+from bench.store import Row, Store, provenance, run_key
+from bench.work import Built, MethodWork, Session, build
+
+__all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "wanted_seeds"]
+
+
+def evaluate(plan: Plan, *, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """Make every row of the plan, or read it where it is finished; rows are saved as they are made."""
+    with ExitStack() as resources:
+        session = open_session(plan, resources)
+        session.store.check_writable()
+        rows = []
+        for job in plan.jobs:
+            for row in _evaluate_method(session, job):
+                on_row(row)
+                rows.append(row)
+    return rows
+
+
+def open_session(plan: Plan, resources: ExitStack) -> Session:
+    """What the command shares; `resources` holds what has to be removed when it ends."""
+    request = plan.request
+    device = pick_device(request.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"--device {device}: no usable NVIDIA GPU was found; use --device cpu")
+    runtime = Runtime(
+        device=device,
+        precision=request.precision,
+        batch_size=request.batch_size or default_batch_size(device),
+        workers=request.workers if request.workers >= 0 else (8 if device.startswith("cuda") else 1),
+        clock=Clock(),
+        track=track,
+    )
+    return Session(plan, runtime, Store(request.results), Cache(request.cache), resources)
+
+
+def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
+    finished = _finished(session, job)
+    if finished is not None:
+        yield from finished
+        return
+    with session.runtime.clock.phase("build"):
+        built = build(session, job)
+    works: dict[InputSettings, MethodWork] = {}
+    for choice in job.protocols:
+        inputs = inputs_of(choice.settings)
+        work = works.setdefault(inputs, MethodWork(session, job, built, inputs))
+        work.check(choice)
+        for variant in choice.variants(session.scope(work.maps("eval").vectors)):
+            row = _evaluate_row(session, job, built, work, choice, variant)
+            if session.plan.request.save_predictions:
+                predictions.save(row, session.store, work.maps("eval"))
+            yield row
+
+
+def inputs_of(settings: InputSettings) -> InputSettings:
+    """The part of a protocol's settings that decides the maps: protocols that agree on it share them."""
+    return InputSettings(
+        size=settings.size, interpolation=settings.interpolation, tap=settings.tap, dtype=settings.dtype
+    )
+
+
+def wanted_seeds(session: Session) -> tuple[int, ...]:
+    """`--seeds` seeds from `--seed` on."""
+    request = session.plan.request
+    return tuple(range(request.seed, request.seed + request.seeds))
+
+
+def _finished(session: Session, job: Job) -> list[Row] | None:
+    """The job's rows when the store has all of them with the seeds that are wanted; the network is not built then."""
+    request = session.plan.request
+    if request.again or request.save_predictions or job.card.file:
+        return None
+    rows = []
+    for choice in job.protocols:
+        for variant in choice.variants(session.scope(None)):
+            row = stored_row(session, job, choice, variant)
+            if row is None or not set(wanted_seeds(session)) <= set(row.seeds):
+                return None
+            rows.append(row)
+    return rows
+
+
+def stored_row(
+    session: Session, job: Job, choice: ProtocolChoice, variant: Variant, built: Built | None = None
+) -> Row | None:
+    """The row of this run with most seeds, or None."""
+    return session.store.find(run_key(describe_run(session, job, choice, variant, built)))
+
+
+def describe_run(
+    session: Session, job: Job, choice: ProtocolChoice, variant: Variant, built: Built | None = None
+) -> dict[str, Any]:
+    """The run of a row: everything that decides its figures but the seeds. Its hash is the row's key."""
+    plan = session.plan
+    checkpoint = dict(job.checkpoint.identity)
+    if job.card.file and built:
+        checkpoint["weights"] = built.adapter.fingerprint or built.weights_sha256
+    settings = asdict(variant.settings)
+    tap = settings.pop("tap") or (built.adapter.default_tap if built else job.card.default_tap)
+    return {
+        "method": job.name,
+        "method_version": job.card.version,
+        "options": asdict(job.options),
+        "checkpoint": checkpoint,
+        "tap": tap,
+        "protocol": choice.card.name,
+        "protocol_version": choice.card.version,
+        "preset": choice.preset.name,
+        "preset_version": choice.preset.version,
+        "settings": settings,
+        "dataset": {
+            "name": plan.dataset.name,
+            "split": plan.split,
+            "fingerprint": session.fingerprint(plan.split, labels=True),
+            "pictures": len(plan.names),
+            "classes": list(plan.dataset.classes),
+            "background": plan.dataset.background,
+            "limit": plan.request.limit,
+        },
+        "precision": session.runtime.precision,
+    }
+
+
+def _evaluate_row(
+    session: Session, job: Job, built: Built, work: MethodWork, choice: ProtocolChoice, variant: Variant
+) -> Row:
+    """Compute the seeds that are missing, score them, and save the row."""
+    stored = None
+    if built.reusable and not session.plan.request.again:
+        stored = stored_row(session, job, choice, variant, built)
+    missing = [seed for seed in wanted_seeds(session) if stored is None or seed not in stored.seeds]
+    if stored is not None and not missing:
+        return stored
+    for note in variant.notes:
+        work.say(note)
+    protocol = registry.load(choice.card.run)
+    per_seed = list(stored.per_seed) if stored else []
+    arrays = dict(session.store.arrays(stored)) if stored else {}
+    notes = [*variant.notes, *(stored.notes if stored else ())]
+    for seed in missing:
+        outcome: Outcome = protocol(work, variant.settings, seed)
+        with session.runtime.clock.phase("score"):
+            per_seed.append(_score(session, outcome, seed))
+        arrays |= _arrays(work, outcome, seed, first=len(per_seed) == 1)
+        notes += outcome.notes
+    row = Row.of(
+        describe_run(session, job, choice, variant, built),
+        per_seed,
+        headline={"rule": choice.card.headline, "metric": "miou"},
+        notes=list(dict.fromkeys(notes)),
+        provenance={
+            **provenance(session.runtime.device, session.runtime.precision),
+            "weights_sha256": built.weights_sha256,
+            "weights_account": getattr(built.adapter, "account", {}),
+            **({"earlier": stored.provenance} if stored else {}),
+        },
+        seconds=session.runtime.clock.take(),
+        peak_memory_bytes=peak_memory(),
+    )
+    return replace(row, path=session.store.save(row, arrays))
+
+
+def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:
+    """Every convention from one seed's counts."""
+    scores = metrics.evaluate(outcome.counts, background=session.plan.dataset.background, seed=seed)
+    return {"seed": seed, **outcome.facts, **scores}
+
+
+def _arrays(work: MethodWork, outcome: Outcome, seed: int, *, first: bool) -> dict[str, NDArray[Any]]:
+    """What is kept beside a row: counts and centroids of every seed, the assignments of the first.
+
+    The assignments of the other seeds follow from their centroids, at a fiftieth of the size.
+    """
+    counts = outcome.counts
+    table = np.stack([counts.picture, counts.cluster, counts.label, counts.pixels], axis=1).astype(np.int32)
+    kept: dict[str, NDArray[Any]] = {f"seed{seed}_counts": table}
+    kept |= {f"seed{seed}_{name}": array for name, array in outcome.arrays.items()}
+    kept |= outcome.shared
+    if first and outcome.assignments is not None:
+        kept["assignments"] = np.concatenate([ids.ravel() for ids in outcome.assignments])
+        kept["grids"] = np.array([ids.shape for ids in outcome.assignments], np.int32)
+        kept["names"] = np.array(work.maps("eval").names)
+    return kept

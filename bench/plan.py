@@ -1,0 +1,244 @@
+"""From what was asked to what will be done: every name, preset and setting is settled here, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench import paths, registry
+from bench.contracts import Dataset, Scope, Variant
+from bench.errors import DownloadError, MismatchError, SettingError
+from bench.records import Checkpoint, MethodCard, Preset, ProtocolCard
+from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset
+
+__all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method"]
+
+_FILE_METHOD = re.compile(r"^(?P<file>.+\.py):(?P<factory>[A-Za-z_]\w*)(?:@(?P<checkpoint>.+))?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One `bench eval`, as typed."""
+
+    methods: tuple[str, ...]
+    protocols: tuple[str, ...]
+    dataset: str
+    split: str | None = None
+    checkpoint: str | None = None
+    preset: str | None = None
+    clusters: tuple[int, ...] = ()
+    seeds: int = 5
+    seed: int = 0
+    size: str | None = None
+    batch_size: int = 0
+    workers: int = -1
+    device: str = "auto"
+    precision: str = "fp32"
+    limit: int | None = None
+    overrides: tuple[str, ...] = ()
+    again: bool = False
+    save_predictions: bool = False
+    results: Path = field(default_factory=paths.results_root)
+    cache: Path = field(default_factory=paths.cache_root)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolChoice:
+    """A protocol with its preset and the settings that follow from preset and overrides."""
+
+    card: ProtocolCard
+    preset: Preset
+    settings: Any
+    explicit: frozenset[str]
+
+    def variants(self, scope: Scope) -> list[Variant]:
+        """The rows to make, their settings final."""
+        if not self.card.expand:
+            return [Variant(settings=self.settings)]
+        found: list[Variant] = registry.load(self.card.expand)(self.settings, replace(scope, explicit=self.explicit))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One method: its card, options and weights, and the protocols that will read its maps."""
+
+    spec: str
+    card: MethodCard
+    argument: str
+    options: Any
+    checkpoint: Checkpoint
+    protocols: tuple[ProtocolChoice, ...]
+
+    @property
+    def name(self) -> str:
+        """The method's name as it stands in rows: `swav`, `timm:resnet18`."""
+        return f"{self.card.name}:{self.argument}" if self.argument else self.card.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that was asked, checked."""
+
+    request: Request
+    dataset: Dataset
+    split: str
+    names: tuple[str, ...]
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    spec: str
+    card: MethodCard
+    argument: str
+    checkpoint: str | None
+
+
+def parse_method(spec: str) -> _Method:
+    """`NAME[:ARGUMENT][@CHECKPOINT]` or `path/to/file.py:factory[@CHECKPOINT]`.
+
+    Raises UnknownNameError for a name nobody registered, SettingError for a missing or unwanted argument.
+    """
+    if match := _FILE_METHOD.match(spec):
+        from bench.usercode import card_of_file
+
+        card = card_of_file(Path(match["file"]), match["factory"])
+        return _Method(spec, card, "", match["checkpoint"])
+    name, _, checkpoint = spec.partition("@")
+    name, _, argument = name.partition(":")
+    card = registry.card("methods", name)
+    if card.argument and not argument:
+        raise SettingError(f"{name!r} needs a name after a colon: --method {name}:{card.argument}")
+    if argument and not card.argument:
+        raise SettingError(f"the method {name!r} takes nothing after a colon, got {spec!r}; checkpoints follow an @")
+    return _Method(spec, card, argument, checkpoint or None)
+
+
+def make_plan(request: Request, *, fetch: bool = True) -> Plan:
+    """Settle names, presets, settings, data set and weights; fetches released weights unless told not to."""
+    from bench.datasets import open_dataset
+
+    methods = [parse_method(spec) for spec in dict.fromkeys(request.methods)]
+    overrides = parse_overrides(request.overrides)
+    protocol_cards = [_protocol(spec) for spec in dict.fromkeys(request.protocols)]
+    _check_owners(overrides, methods, [card for card, _ in protocol_cards])
+    if request.size is not None:
+        parse_size(request.size)
+    dataset = open_dataset(request.dataset)
+    split = request.split or dataset.eval_split
+    names = dataset.names(split)[: request.limit]
+    protocols = tuple(
+        _choose(card, preset or request.preset, request, overrides, dataset.default_preset) for card, preset in protocol_cards
+    )
+    if request.clusters and not any(choice.card.name == "overclustering" for choice in protocols):
+        raise SettingError("--clusters belongs to --protocol overclustering; K of kmeans is set by --set kmeans.clusters=K")
+    jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in _with_checkpoints(methods, request.checkpoint))
+    for job in jobs:
+        _check_fit(job, dataset)
+    return Plan(request=request, dataset=dataset, split=split, names=names, jobs=jobs)
+
+
+def _protocol(spec: str) -> tuple[ProtocolCard, str | None]:
+    name, _, preset = spec.partition(":")
+    return registry.card("protocols", name), preset or None
+
+
+def _check_owners(overrides: Sequence[Override], methods: Sequence[_Method], protocols: Sequence[ProtocolCard]) -> None:
+    known = {card.name for card in protocols} | {method.card.name for method in methods} | {"checkpoint"}
+    for override in overrides:
+        if override.owner and override.owner not in known:
+            raise SettingError(
+                f"--set {override}: {override.owner!r} is no part of this command.{registry.near(override.owner, known)} "
+                f"Owners here: {', '.join(sorted(known))}"
+            )
+
+
+def _choose(
+    card: ProtocolCard, preset_name: str | None, request: Request, overrides: Sequence[Override], default: str
+) -> ProtocolChoice:
+    preset = pick_preset(card, preset_name, default)
+    settings = apply(card.settings(), preset.values(), card.name)
+    given: dict[str, Any] = {o.key: o.value for o in overrides if o.owner in ("", card.name)}
+    if request.size is not None:
+        given["size"] = request.size
+    if request.clusters and card.name == "overclustering":
+        given["clusters"] = request.clusters
+    settings = apply(settings, given, card.name)
+    parse_size(settings.size)
+    return ProtocolChoice(card=card, preset=preset, settings=settings, explicit=frozenset(given))
+
+
+def _with_checkpoints(methods: Sequence[_Method], bare: str | None) -> list[_Method]:
+    """A bare `--checkpoint` goes with one method, or with several when it is `random`."""
+    if bare is None:
+        return list(methods)
+    open_ones = [method for method in methods if method.card.trainable and method.checkpoint is None]
+    if bare != "random" and len(open_ones) > 1:
+        raise SettingError(
+            f"--checkpoint {bare} cannot be shared by {len(open_ones)} methods: write it behind its method, "
+            f"--method {open_ones[0].spec}@{bare} (only `random` goes with several)"
+        )
+    return [replace(method, checkpoint=bare) if method in open_ones else method for method in methods]
+
+
+def _job(
+    method: _Method, request: Request, overrides: Sequence[Override], protocols: tuple[ProtocolChoice, ...], fetch: bool
+) -> Job:
+    options = apply(
+        method.card.options(), {o.key: o.value for o in overrides if o.owner == method.card.name}, method.card.name
+    )
+    if method.card.file and method.checkpoint:
+        raise SettingError(f"--method {method.spec}: a method from a file loads its own weights; drop @{method.checkpoint}")
+    checkpoint = _checkpoint(method, _checkpoint_overrides(overrides), fetch)
+    if method.card.file:
+        checkpoint = replace(checkpoint, sha256=method.card.file_sha256)
+    return Job(
+        spec=method.spec, card=method.card, argument=method.argument, options=options, checkpoint=checkpoint,
+        protocols=protocols,
+    )
+
+
+def _checkpoint(method: _Method, about: Mapping[str, str], fetch: bool) -> Checkpoint:
+    from bench import weights
+
+    try:
+        return weights.resolve(
+            method.card,
+            method.checkpoint,
+            weights_dir=paths.weights_dir(),
+            fetch=fetch,
+            seed=int(about.get("seed", 0)),
+            entry=about.get("key"),
+            prefix=about.get("prefix"),
+            argument=method.argument,
+        )
+    except DownloadError:
+        if fetch:
+            raise
+        return Checkpoint(name=method.checkpoint or method.card.checkpoints[0].name, kind="released")
+
+
+def _checkpoint_overrides(overrides: Sequence[Override]) -> Mapping[str, str]:
+    about = {o.key: o.value for o in overrides if o.owner == "checkpoint"}
+    for key in about:
+        if key not in ("key", "prefix", "seed"):
+            raise SettingError(
+                f"checkpoint has no setting {key!r}.{registry.near(key, ('key', 'prefix', 'seed'))} Settings of checkpoint: "
+                "key (the entry of the file that holds the weights), prefix (of the wanted keys), seed (of `random`)"
+            )
+    if not about.get("seed", "0").isdigit():
+        raise SettingError(f"checkpoint.seed={about['seed']} does not fit: expected a whole number of at least 0")
+    return about
+
+
+def _check_fit(job: Job, dataset: Dataset) -> None:
+    """What can be told apart before the network is built; the maps' kinds are checked when it is."""
+    if not dataset.classes:
+        raise MismatchError(
+            f"the data set {dataset.name} has no label masks, which {', '.join(p.card.name for p in job.protocols)} needs: "
+            "add SegmentationClass/ and ImageSets/Segmentation/val.txt"
+        )

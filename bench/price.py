@@ -1,0 +1,58 @@
+"""What a job will cost, said before it starts (`--dry-run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from bench.evaluate import inputs_of, open_session, stored_row, wanted_seeds
+from bench.plan import Job, Plan
+from bench.records import Checkpoint
+from bench.work import MethodWork, Session, build
+
+__all__ = ["price"]
+
+
+def price(plan: Plan) -> str:
+    """Lines that price a job: forward passes, bytes kept, disk free, what is there already. Computes no map."""
+    with ExitStack() as resources:
+        session = open_session(plan, resources)
+        lines = [f"{plan.dataset.name} {plan.split}: {len(plan.names)} pictures; {session.cache.free() / 1e9:.1f} GB of disk free"]
+        for job in plan.jobs:
+            lines += _price_job(session, job)
+    return "\n".join(lines)
+
+
+def _price_job(session: Session, job: Job) -> Iterator[str]:
+    missing = job.checkpoint.kind == "released" and job.checkpoint.path is None
+    if missing:
+        yield f"{job.name}: the weights {job.checkpoint.name} have to be fetched first (bench fetch {job.name})"
+        # the same architecture without its weights has maps of the same size
+        job = replace(job, checkpoint=Checkpoint(name="random", kind="random"))
+    built = build(session, job)
+    works: dict[object, MethodWork] = {}
+    for choice in job.protocols:
+        inputs = inputs_of(choice.settings)
+        if inputs not in works:
+            works[inputs] = MethodWork(session, job, built, inputs)
+            yield _price_maps(session, works[inputs], job)
+        work = works[inputs]
+        variants = choice.variants(session.scope(work.maps("eval").vectors))
+        rows = [stored_row(session, job, choice, variant, built) for variant in variants]
+        wanted = wanted_seeds(session)
+        done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
+        yield f"  {choice.card.name}:{choice.preset.name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
+
+
+def _price_maps(session: Session, work: MethodWork, job: Job) -> str:
+    maps = work.maps("eval")
+    size = f"{maps.vectors} vectors × {maps.channels}, {maps.nbytes / 1e9:.2f} GB as {maps.dtype}"
+    if maps.cached:
+        return f"{job.name}, map {work.tap}: {size}; in the cache, no forward pass"
+    if session.cache.room_for(maps.nbytes):
+        return f"{job.name}, map {work.tap}: {size}; {len(maps.names)} forward passes, then kept in the cache"
+    return (
+        f"{job.name}, map {work.tap}: {size}; does not fit in the cache: up to {2 * len(maps.names)} forward passes (one for the "
+        "PCA, one for the vectors), only reduced vectors are kept"
+    )

@@ -1,0 +1,457 @@
+"""Tables out of rows: which figures stand beside each other, and under which names (`bench.formats` writes them).
+
+A row belongs to one place on each of four axes: its method (with checkpoint, options and tap), its protocol (with
+preset and settings), its number of clusters and its data set. Rows that differ in anything but seeds differ on one of
+them, so nothing is ever averaged or hidden: what differs is added to a label, the rest is said below the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import registry
+from bench.errors import InputError, SettingError
+from bench.records import MethodCard, ProtocolCard
+from bench.store import Row
+
+__all__ = ["AXES", "RULES", "Cell", "Label", "Table", "build", "canonical", "one_line", "percent"]
+
+AXES = ("method", "dataset", "protocol", "clusters")
+"""What can be laid along the rows and the columns of a table."""
+
+UPPER_BOUNDS = frozenset({"oracle"})
+"""Methods that see the labels: shown last and in italics, outside the ranking of best and second."""
+
+CardLookup = Callable[[str, str], Any]
+"""(kind, name) -> the registered card, or None."""
+
+_METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
+_UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
+_SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
+
+_METRICS = {
+    "miou": "mIoU (absent classes count 0)",
+    "miou_present": "mIoU over the classes present",
+    "pixel_accuracy": "pixel accuracy",
+    "class_accuracy": "mean class accuracy",
+    "foreground_miou": "mIoU without background",
+}
+RULES = {
+    "one_to_one_iou": "one-to-one by IoU",
+    "one_to_one_pixels": "one-to-one by pixels",
+    "many_to_one_iou": "many-to-one by IoU",
+    "many_to_one_pixels": "many-to-one by pixels",
+}
+"""The matching rules, and how a table names them."""
+
+_LEFTOVERS = {"background": "leftover clusters are background", "dropped": "leftover clusters are not scored"}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The name of a table's row or column, and the numbers of its footnotes."""
+
+    text: str
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A headline figure.
+
+    mean, std: in [0, 1]; std is None for one seed. rank: 1 best, 2 second among the methods compared, 0 neither.
+    upper_bound: it is of a method that sees the labels. marks: numbers of its footnotes.
+    """
+
+    row: Row
+    mean: float | None
+    std: float | None
+    rank: int = 0
+    upper_bound: bool = False
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Figures in their places. cells: by (row, column), absent where nothing was computed.
+
+    notes: footnotes; mark n is `notes[n]`. footer: sentences that hold for the whole table.
+    """
+
+    rows: tuple[Label, ...]
+    columns: tuple[Label, ...]
+    cells: Mapping[tuple[int, int], Cell]
+    notes: tuple[str, ...]
+    footer: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row lies on an axis: `identity` is equal for what is the same, `order` sorts, `text` names."""
+
+    order: int
+    identity: str
+    text: str
+
+
+def registered(kind: str, name: str) -> Any:
+    """The card of a method or protocol, None where it is not (or no longer) registered."""
+    try:
+        return registry.card(kind, name)
+    except InputError:
+        return None
+
+
+def build(
+    rows: Sequence[Row],
+    *,
+    index: Sequence[str] = ("method",),
+    columns: Sequence[str] = ("dataset", "protocol", "clusters"),
+    cards: CardLookup = registered,
+) -> Table:
+    """Lay out the headline figures of rows.
+
+    index, columns: the axes (see `AXES`) along the rows and the columns; axes not named join the columns.
+    cards: where defaults are looked up: a default checkpoint or tap is left out of a label, and settings that differ
+        from their preset get a footnote.
+    Raises SettingError for an unknown or repeated axis, InputError when there are no rows.
+    """
+    index, columns = _axes(index, columns)
+    if not rows:
+        raise InputError("there are no rows to show: compute some with `bench eval`, or name their folder: --results")
+    places = {
+        "method": _method_places(rows, cards),
+        "dataset": _dataset_places(rows, alone=["dataset"] in (index, columns)),
+        "protocol": _protocol_places(rows),
+        "clusters": _cluster_places(rows),
+    }
+    at_row, row_texts = _lay([places[axis] for axis in index])
+    at_column, column_texts = _lay([places[axis] for axis in columns])
+    compared = _compared(rows, places)
+    ranks = _ranks(rows, compared)
+    remarks = _remarks(rows, compared, cards)
+    lifted = {column: _shared([remarks[i] for i, at in enumerate(at_column) if at == column]) for column in at_column}
+    notes = list(dict.fromkeys(text for column in sorted(lifted) for text in lifted[column]))
+    cells = {}
+    for i in sorted(range(len(rows)), key=lambda i: (at_row[i], at_column[i])):
+        own = [text for text in remarks[i] if text not in lifted[at_column[i]]]
+        notes += [text for text in dict.fromkeys(own) if text not in notes]
+        cells[at_row[i], at_column[i]] = Cell(
+            row=rows[i], mean=rows[i].headline_mean, std=rows[i].headline_std, rank=ranks.get(i, 0),
+            upper_bound=_is_upper_bound(rows[i]), marks=_marks(own, notes),
+        )
+    return Table(
+        rows=tuple(Label(text) for text in row_texts),
+        columns=tuple(Label(text, _marks(lifted[column], notes)) for column, text in enumerate(column_texts)),
+        cells=cells, notes=tuple(notes), footer=tuple(_footer(rows, places)),
+    )
+
+
+def _axes(index: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    named = [*index, *columns]
+    for axis in named:
+        if axis not in AXES:
+            raise SettingError(f"a table has no axis {axis!r}; it has {', '.join(AXES)}.{registry.near(axis, AXES)}")
+        if named.count(axis) > 1:
+            raise SettingError(f"the axis {axis!r} is named twice; name it once, in --rows or in --columns")
+    index, columns = list(index), [*columns, *(axis for axis in AXES if axis not in named)]
+    if not index or not columns:
+        raise SettingError(f"all axes are on one side; leave one of {', '.join(AXES)} to the other (--rows, --columns)")
+    return index, columns
+
+
+def _lay(places: Sequence[Sequence[_Place]]) -> tuple[list[int], list[str]]:
+    """The position of every row along axes laid side by side, and the text of every position."""
+    combined = [tuple(axis[i] for axis in places) for i in range(len(places[0]))] if places else []
+    order = {tuple(place.identity for place in at): tuple(place.order for place in at) for at in combined}
+    positions = {identity: n for n, identity in enumerate(sorted(order, key=lambda identity: order[identity]))}
+    at_position = [positions[tuple(place.identity for place in at)] for at in combined]
+    texts = [""] * len(positions)
+    for position, at in zip(at_position, combined, strict=True):
+        texts[position] = " ".join(place.text for place in at if place.text)
+    return at_position, texts
+
+
+def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[int], Any] | None = None) -> list[_Place]:
+    """Places in the order of `order`(row number), among equals in order of first appearance."""
+    keys = [canonical(identity) for identity in identities]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    ranked = sorted(first.values(), key=lambda i: (order(i), i) if order else i)
+    position = {keys[i]: n for n, i in enumerate(ranked)}
+    return [_Place(position[key], key, text) for key, text in zip(keys, texts, strict=True)]
+
+
+def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
+    identities = [{key: row.run.get(key) for key in _METHOD_KEYS} for row in rows]
+    texts = [_method_text(row.run, cards("methods", _family(row))) for row in rows]
+    options = [row.run.get("options") or {} for row in rows]
+    checkpoints = [row.run.get("checkpoint") or {} for row in rows]
+    texts = _tell_apart(texts, [str(row.run.get("tap") or "") for row in rows])
+    texts = _tell_apart(texts, _differences(texts, options))
+    texts = _tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
+    texts = _tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
+    texts = _tell_apart(texts, [_digest(identity) for identity in identities])
+    return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
+
+
+def _method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:
+    """`swav`, `swav@random`, `swav@800ep layer3`, `noise width=64`: the method, and what is not its default."""
+    parts = [run["method"]]
+    checkpoint = (run.get("checkpoint") or {}).get("name", "")
+    default = card.checkpoints[0].name if card and card.checkpoints else ""
+    if checkpoint not in _UNSHOWN_CHECKPOINTS | {default}:
+        parts[0] += f"@{checkpoint}"
+    if card and card.default_tap and run.get("tap") not in (None, "", card.default_tap):
+        parts.append(run["tap"])
+    defaults = _defaults(card.options) if card else {}
+    options = run.get("options") or {}
+    changed = [name for name in options if name in defaults and options[name] != defaults[name]]
+    return " ".join([*parts, *(f"{name}={_short(options[name])}" for name in changed)])
+
+
+def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
+    for digest in ("sha256", "weights"):   # `weights`: of a user's factory, which names no file
+        if checkpoint.get(digest):
+            return str(checkpoint[digest])[:8]
+    return f"seed={checkpoint['seed']}" if "seed" in checkpoint else ""
+
+
+def _dataset_places(rows: Sequence[Row], *, alone: bool) -> list[_Place]:
+    data = [row.run.get("dataset") or {} for row in rows]
+    if len({canonical(d) for d in data}) == 1 and not alone:   # the footer names it
+        return _places(data, [""] * len(rows))
+    return _places(data, _dataset_texts(data))
+
+
+def _dataset_texts(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of data sets, with as much of split, limit, size and content as it takes to tell them apart."""
+    texts = [str(d.get("name", "")) for d in data]
+    texts = _tell_apart(texts, [str(d.get("split", "")) for d in data])
+    texts = _tell_apart(texts, [f"limit={d['limit']}" if d.get("limit") else "" for d in data])
+    texts = _tell_apart(texts, [f"{d.get('pictures')} pictures" for d in data])
+    texts = _tell_apart(texts, [f"data {str(d.get('fingerprint'))[:8]}" for d in data])
+    return _tell_apart(texts, _differences(texts, data))
+
+
+def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
+    """Everything that is neither method, nor data, nor number of clusters: what a later version adds to a run, too."""
+    identities = [{k: v for k, v in row.run.items() if k not in (*_METHOD_KEYS, "dataset")} for row in rows]
+    settings = [_protocol_settings(row) for row in rows]
+    identities = [identity | {"settings": s} for identity, s in zip(identities, settings, strict=True)]
+    presets = [f"{i['protocol']}:{i.get('preset')}" for i in identities]
+    texts = presets if len({i.get("preset") for i in identities}) > 1 else [i["protocol"] for i in identities]
+    texts = _tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
+    texts = _tell_apart(texts, _differences(texts, settings))
+    for key in ("dtype", "precision"):
+        if len({canonical(i.get(key)) for i in identities}) > 1:
+            texts = [f"{text} {i.get(key)}" for text, i in zip(texts, identities, strict=True)]
+    texts = _tell_apart(texts, _differences(texts, identities))
+    return _places(identities, texts)
+
+
+def _protocol_settings(row: Row) -> dict[str, Any]:
+    settings = row.run.get("settings") or {}
+    # the feature dtype has its own entry in the run
+    hidden = _SETTINGS_OF_OTHER_AXES | ({"dtype"} if "dtype" in row.run else set())
+    return {name: value for name, value in settings.items() if name not in hidden}
+
+
+def _cluster_places(rows: Sequence[Row]) -> list[_Place]:
+    clusters = [(row.run.get("settings") or {}).get("clusters") for row in rows]
+    texts = ["" if k is None else f"K={_short(k)}" for k in clusters]
+    return _places(clusters, texts, lambda i: clusters[i] if isinstance(clusters[i], int) else -1)
+
+
+def _tell_apart(texts: Sequence[str], facets: Sequence[str]) -> list[str]:
+    """Add a facet to those texts that are equal although the facet differs."""
+    pairs = list(zip(texts, facets, strict=True))
+    ambiguous = {text for text in texts if len({facet for other, facet in pairs if other == text}) > 1}
+    return [f"{text} {facet}".rstrip() if text in ambiguous else text for text, facet in pairs]
+
+
+def _differences(groups: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For every record `key=value` of the entries in which the records of its group are not all alike."""
+    members: dict[str, list[Mapping[str, Any]]] = {}
+    for group, record in zip(groups, records, strict=True):
+        members.setdefault(group, []).append(record)
+    keys = {
+        group: [k for k in dict.fromkeys(k for r in found for k in r) if len({canonical(r.get(k)) for r in found}) > 1]
+        for group, found in members.items()
+    }
+    return [
+        " ".join(f"{key}={_short(record.get(key))}" for key in keys[group])
+        for group, record in zip(groups, records, strict=True)
+    ]
+
+
+def _compared(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list[tuple[str, ...]]:
+    """For every row what its figure may be compared under: all but the method."""
+    return [tuple(places[axis][i].identity for axis in AXES if axis != "method") for i in range(len(rows))]
+
+
+def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
+    """Row number -> 1 (best) or 2 (second), by the figures as shown: what looks equal ranks equal."""
+    shown: dict[Any, dict[int, str]] = {}
+    for i, row in enumerate(rows):
+        if row.headline_mean is not None and not _is_upper_bound(row):
+            group = (compared[i], canonical(row.headline))
+            shown.setdefault(group, {})[i] = percent(row.headline_mean)
+    ranks = {}
+    for group_figures in shown.values():
+        if len(group_figures) < 2:
+            continue
+        best = sorted(set(group_figures.values()), key=float, reverse=True)[:2]
+        ranks.update({i: best.index(figure) + 1 for i, figure in group_figures.items() if figure in best})
+    return ranks
+
+
+def _remarks(rows: Sequence[Row], compared: Sequence[Any], cards: CardLookup) -> list[list[str]]:
+    """For every row the sentences that its figure must not be read without."""
+    usual = _usual_seeds(rows)
+    headlines: dict[Any, set[str]] = {}
+    for row, group in zip(rows, compared, strict=True):
+        headlines.setdefault(group, set()).add(_headline_text(row))
+    remarks = []
+    for row, group in zip(rows, compared, strict=True):
+        found = _preset_remarks(row, cards("protocols", str(row.run.get("protocol"))))
+        found += list(row.notes)
+        found += [f"{_count(row.dropped, 'picture')} could not be scored"] if row.dropped else []
+        found += [_count(len(row.seeds), "seed")] if len(row.seeds) != usual else []
+        found += [_headline_text(row)] if len(headlines[group]) > 1 else []
+        remarks.append([one_line(text) for text in found])
+    return remarks
+
+
+def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
+    """Where a row's settings are not those of its preset, or its preset is not what it is today."""
+    preset = next((p for p in card.presets if p.name == row.run.get("preset")), None) if card else None
+    if card is None or preset is None:
+        return []
+    name = f"{card.name}:{preset.name}"
+    if preset.version != row.run.get("preset_version"):
+        return [f"{name} was at version {row.run.get('preset_version')}; it is at {preset.version} now"]
+    expected = _defaults(card.settings) | preset.values()
+    changed = {
+        key: value for key, value in (row.run.get("settings") or {}).items()
+        if key in expected and key not in _SETTINGS_OF_OTHER_AXES and expected[key] != "auto"
+        and canonical(value) != canonical(expected[key])
+    }
+    return [f"{key}={_short(value)} ({name}: {_short(expected[key])})" for key, value in changed.items()]
+
+
+def _usual_seeds(rows: Sequence[Row]) -> int:
+    """The number of seeds that most rows have (among equals the larger)."""
+    seeds = [len(row.seeds) for row in rows]
+    return max(seeds, key=lambda n: (seeds.count(n), n))
+
+
+def _footer(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list[str]:
+    usual = _usual_seeds(rows)
+    spread = "" if usual == 1 else "mean ± sample standard deviation over "
+    unless = " unless noted" if any(len(row.seeds) != usual for row in rows) else ""
+    metric = _by_protocol([_metric_text(row) for row in rows], places)
+    matching = _by_protocol([_rule_text(row.headline["rule"]) for row in rows], places)
+    return [
+        f"{metric}; in percent, {spread}{_count(usual, 'seed')}{unless}.",
+        *([f"Clusters are matched to classes with the labels they are scored on: {matching}."] if matching else []),
+        "Every pixel of the pictures' original size is scored, void left out.",
+        *_data_sentences(rows),
+    ]
+
+
+def _by_protocol(texts: Sequence[str], places: Mapping[str, Sequence[_Place]]) -> str:
+    """A text that all rows share as it is; else each text and the protocols (with K where one has several) it is of."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    owners = [place.text for place in places["protocol"]]
+    by_k = [f"{owner} {clusters.text}".strip() for owner, clusters in zip(owners, places["clusters"], strict=True)]
+    pairs = set(zip(owners, texts, strict=True))
+    several = {owner for owner in owners if len([text for other, text in pairs if other == owner]) > 1}
+    named: dict[str, list[str]] = {}
+    for text, owner, with_k in zip(texts, owners, by_k, strict=True):
+        named.setdefault(text, []).append(with_k if owner in several else owner)
+    return "; ".join(f"{text} ({', '.join(dict.fromkeys(found))})" for text, found in named.items() if text)
+
+
+def _headline_text(row: Row) -> str:
+    return ", ".join(text for text in (_metric_text(row), _rule_text(row.headline["rule"])) if text)
+
+
+def _metric_text(row: Row) -> str:
+    return _METRICS.get(row.headline["metric"], row.headline["metric"])
+
+
+def _rule_text(rule: str) -> str:
+    name, _, leftover = rule.partition(":")
+    return RULES.get(name, name) + (f" ({_LEFTOVERS.get(leftover, leftover)})" if leftover else "")
+
+
+def _data_sentences(rows: Sequence[Row]) -> list[str]:
+    data = list({canonical(row.run.get("dataset")): row.run.get("dataset") or {} for row in rows}.values())
+    sentences = []
+    for d, name in zip(data, _dataset_texts(data), strict=True):
+        facts = [f"split {d['split']}"] if d.get("split") else []
+        facts += [_count(d.get("pictures", 0), "picture")]
+        facts += [f"limited to {d['limit']}"] if d.get("limit") else []
+        facts += [_count(len(d["classes"]), "class")] if d.get("classes") else []
+        sentences.append(f"Data: {name} ({', '.join(facts)}).")
+    return sentences
+
+
+def _shared(remarks: Sequence[Sequence[str]]) -> list[str]:
+    """The sentences that all of several figures have."""
+    return [text for text in dict.fromkeys(remarks[0]) if all(text in others for others in remarks)]
+
+
+def _marks(remarks: Sequence[str], notes: Sequence[str]) -> tuple[int, ...]:
+    return tuple(sorted({notes.index(text) for text in remarks}))
+
+
+def _family(row: Row) -> str:
+    return str(row.run["method"]).partition(":")[0]
+
+
+def _is_upper_bound(row: Row) -> bool:
+    return _family(row) in UPPER_BOUNDS
+
+
+def _defaults(of: type) -> dict[str, Any]:
+    """The defaults of a dataclass type, as JSON gives them back."""
+    defaults: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(of) if f.default is not dataclasses.MISSING
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
+def canonical(value: Any) -> str:
+    """Plain data as JSON with sorted keys: equal for what is the same."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def _short(value: Any) -> str:
+    """A value in a label: itself where it is short, else a digest that changes with it."""
+    shown = value if isinstance(value, str) else canonical(value)
+    return shown if len(shown) <= 24 else _digest(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def percent(figure: float) -> str:
+    """A figure in [0, 1] as it is shown and ranked: in percent, one decimal."""
+    return f"{100 * figure:.1f}"
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, which a terminal or a table would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,197 @@
+"""Contract checks and fakes for authors of plugins; the built-ins pass the same checks.
+
+    from bench.testing import check_adapter, check_protocol
+
+    def test_my_backbone():
+        check_adapter(factory())
+
+A check raises AssertionError that says which promise was broken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import images, registry
+from bench.contracts import Adapter, Outcome, Scope
+from bench.features import grid
+from bench.metrics import Counts, evaluate
+from bench.records import IGNORE, MethodCard, ProtocolCard
+from bench.settings import InputSettings, apply, parse_size
+
+__all__ = ["MemoryMaps", "MemoryWork", "check_adapter", "check_method_card", "check_protocol"]
+
+def check_method_card(card: MethodCard) -> None:
+    """The facts a method must state: a lazy factory, options with defaults, and for every file a source and its keys."""
+    assert card.name.isidentifier(), f"{card.name!r} must be a plain name, as people type it"
+    assert card.summary, f"{card.name} needs a summary"
+    assert ":" in card.factory, f"the factory of {card.name} must be 'module:function', got {card.factory!r}"
+    assert dataclasses.is_dataclass(card.options), f"the options of {card.name} must be a dataclass"
+    card.options()
+    names = [checkpoint.name for checkpoint in card.checkpoints]
+    assert len(set(names)) == len(names), f"{card.name} has two checkpoints of one name: {names}"
+    for checkpoint in card.checkpoints:
+        assert checkpoint.url or checkpoint.manual, f"{card.name}@{checkpoint.name} needs a URL or manual steps"
+        assert checkpoint.filename, f"{card.name}@{checkpoint.name} needs a file name"
+        assert checkpoint.layouts, f"{card.name}@{checkpoint.name} needs key rules"
+
+
+def check_adapter(adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes: int = 3, tolerance: float = 1e-4) -> None:
+    """An adapter keeps its contract: named maps of the promised shapes, pure, differentiable, blind to its batch."""
+    import torch
+
+    assert adapter.default_tap in adapter.taps, f"default_tap {adapter.default_tap!r} is none of {list(adapter.taps)}"
+    assert adapter.pad_to >= 1, "pad_to must be at least 1"
+    rng = np.random.default_rng(0)
+    height, width = size
+    pictures = np.stack([images.pad_picture(p, adapter.pad_to) for p in rng.integers(0, 256, (2, height, width, 3), np.uint8)])
+    batch = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    labels = torch.from_numpy(rng.integers(0, classes, (2, height, width), np.uint8)) if adapter.needs_labels else None
+    if isinstance(adapter, torch.nn.Module):
+        adapter.eval()
+
+    before = batch.clone()
+    inputs = adapter.preprocess(batch)
+    assert torch.equal(batch, before), "preprocess must not change its argument"
+    assert inputs.is_floating_point(), f"preprocess must return floats, got {inputs.dtype}"
+    assert torch.equal(inputs, adapter.preprocess(batch)), "preprocess must be a pure function"
+
+    taps = tuple(adapter.taps)
+    with torch.no_grad():
+        maps = adapter(inputs, taps, labels=labels)
+        assert set(maps) == set(taps), f"asked for {taps}, got {tuple(maps)}"
+        for name, tap in adapter.taps.items():
+            expected = (2, tap.channels, *grid(tap, size, size, adapter.pad_to))
+            assert tuple(maps[name].shape) == expected, f"map {name!r} is {tuple(maps[name].shape)}, its tap promises {expected}"
+            assert maps[name].is_floating_point(), f"map {name!r} must be floats, got {maps[name].dtype}"
+            assert torch.isfinite(maps[name]).all(), f"map {name!r} holds NaN or infinity"
+            alone = adapter(inputs[1:], (name,), labels=None if labels is None else labels[1:])
+            assert tuple(alone) == (name,), f"asked for {name!r} alone, got {tuple(alone)}"
+            scale = maps[name].abs().max().clamp_min(1e-12)
+            apart = ((alone[name] - maps[name][1:]).abs().max() / scale).item()
+            assert apart <= tolerance, f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
+    _check_differentiable(adapter, inputs, labels)
+
+
+def _check_differentiable(adapter: Any, inputs: Any, labels: Any) -> None:
+    parameters = [p for p in getattr(adapter, "parameters", list)() if p.is_floating_point()]
+    if not parameters:
+        return
+    wanted = [p.requires_grad for p in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    adapter(inputs, (adapter.default_tap,), labels=labels)[adapter.default_tap].float().mean().backward()
+    reached = sum(p.grad is not None for p in parameters)
+    for parameter, flag in zip(parameters, wanted, strict=True):
+        parameter.requires_grad_(flag)
+        parameter.grad = None
+    assert reached, "no parameter received a gradient: the maps must be differentiable"
+
+
+class MemoryMaps:
+    """Maps that lie in memory: `arrays` are float (h, w, D), one per picture."""
+
+    def __init__(self, arrays: Sequence[NDArray[np.floating[Any]]], key: str = "memory") -> None:
+        self.arrays = [np.asarray(array, np.float32) for array in arrays]
+        self.names = tuple(f"picture{index}" for index in range(len(arrays)))
+        self.grids = tuple((array.shape[0], array.shape[1]) for array in self.arrays)
+        self.channels = self.arrays[0].shape[2]
+        self.vectors = sum(h * w for h, w in self.grids)
+        self.key = key
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for array in self.arrays:
+            yield array.reshape(-1, self.channels).copy()
+
+
+class MemoryWork:
+    """A `Work` without files: maps (h, w, D) and label maps (H, W) with H a multiple of h, as a protocol sees them."""
+
+    def __init__(
+        self, maps: Sequence[NDArray[np.floating[Any]]], labels: Sequence[NDArray[np.uint8]], *, classes: int,
+        background: int | None = 0, train: Sequence[NDArray[np.floating[Any]]] | None = None,
+    ) -> None:
+        self.classes, self.background, self.device = classes, background, "cpu"
+        self.labels = list(labels)
+        self.said: list[str] = []
+        self._maps = {"eval": MemoryMaps(maps), "train": MemoryMaps(train if train is not None else maps, "train")}
+        self._remembered: dict[str, Mapping[str, NDArray[Any]]] = {}
+
+    def maps(self, split: str = "eval") -> MemoryMaps:
+        return self._maps[split]
+
+    def remember(
+        self, record: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[Any]]], *, keep: bool
+    ) -> Mapping[str, NDArray[Any]]:
+        key = repr(sorted(record.items()))
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        return self._remembered[key]
+
+    def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
+        from bench.metrics import count_pixels
+
+        tables = []
+        for ids, labels in zip(assignments, self.labels, strict=True):
+            repeats = [side // cells for side, cells in zip(labels.shape, ids.shape, strict=True)]
+            tables.append(count_pixels(ids.repeat(repeats[0], 0).repeat(repeats[1], 1), labels, clusters, self.classes))
+        return Counts.from_dense(tables)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda steps: None)
+
+
+def _known_answer(classes: int, pictures: int = 4, side: int = 24) -> tuple[list[NDArray[np.float32]], list[NDArray[np.uint8]]]:
+    """One-hot label maps and the labels they were made from: features that hold everything there is to know."""
+    rng = np.random.default_rng(1)
+    labels = []
+    for _ in range(pictures):
+        cells = rng.integers(0, classes, (side // 4, side // 4), np.uint8)
+        cells.flat[:classes] = np.arange(classes)
+        labels.append(cells.repeat(4, 0).repeat(4, 1))
+    return [np.eye(classes, dtype=np.float32)[label] for label in labels], labels
+
+
+def check_protocol(card: ProtocolCard) -> None:
+    """A protocol keeps its contract: typed settings, sourced presets, exact counts, known answers, no hidden state."""
+    base = card.settings()
+    assert isinstance(base, InputSettings), f"the settings of {card.name} must extend bench.settings.InputSettings"
+    names = [preset.name for preset in card.presets]
+    for needed in ("paper", "native"):
+        assert needed in names, f"{card.name} needs a preset {needed!r}, has {names}"
+    for preset in card.presets:
+        settings = apply(base, preset.values(), card.name)
+        parse_size(settings.size)
+    for field in dataclasses.fields(base):
+        assert field.metadata.get("about"), f"{card.name}.{field.name} needs a description (bench.settings.setting)"
+
+    classes = 4
+    maps, labels = _known_answer(classes)
+    labels[0][0, :3] = IGNORE
+    settings = apply(base, {preset.name: preset for preset in card.presets}["native"].values(), card.name)
+    variants = [settings]
+    if card.expand:
+        scope = Scope(classes=classes, device="cpu", vectors=sum(m.shape[0] * m.shape[1] for m in maps))
+        variants = [variant.settings for variant in registry.load(card.expand)(settings, scope)]
+    run = registry.load(card.run)
+    for variant in variants:
+        logging.getLogger(__name__).info("checking %s with %s", card.name, variant)
+        work = MemoryWork(maps, labels, classes=classes)
+        outcome: Outcome = run(work, variant, 0)
+        pixels = [label.size for label in labels]
+        counted = np.bincount(outcome.counts.picture, weights=outcome.counts.pixels, minlength=len(labels))
+        assert counted.tolist() == pixels, f"{card.name} counted {counted.tolist()} pixels of {pixels}"
+        again: Outcome = run(MemoryWork(maps, labels, classes=classes), variant, 0)
+        assert np.array_equal(outcome.counts.dense(), again.counts.dense()), f"{card.name} must give the same for one seed"
+        scores = evaluate(outcome.counts, background=0, seed=0)["scores"]
+        assert scores[card.headline]["miou"] == 1.0, f"{card.name} must score 1.0 on one-hot labels, got {scores[card.headline]}"

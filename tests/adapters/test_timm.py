@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import requests
+import timm as timm_library
+import torch
+import torchvision
+
+from bench.adapters import _timm, timm
+from bench.adapters.timm import TimmOptions
+from bench.backbone import Backbone
+from bench.contracts import Adapter
+from bench.errors import CheckpointError, DownloadError, FeatureError, MismatchError, SettingError, UnknownNameError
+from bench.records import AdapterRequest
+from bench.weights import resolve, state_sha256
+
+
+def build(name: str, spec: str | None = "random", output_stride: str | int = "auto", seed: int = 0) -> Backbone:
+    checkpoint = resolve(timm.CARD, spec, weights_dir=".", seed=seed, argument=name)
+    options = TimmOptions(output_stride=output_stride)
+    adapter = timm.build(AdapterRequest(card=timm.CARD, checkpoint=checkpoint, argument=name, options=options))
+    assert isinstance(adapter, Adapter)
+    assert adapter.default_tap == "last"
+    return adapter.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "prefixes", "depth"),
+    [("vit_tiny_patch16_224", 16, 1, 12), ("vit_small_patch14_reg4_dinov2", 14, 5, 12), ("test_vit3", 16, 0, 9)],
+    ids=["class token", "class token and registers", "no such token"],
+)
+def test_transformers_give_their_patch_tokens_at_any_size(name, patch, prefixes, depth):
+    adapter = build(name)
+    assert adapter.body.num_prefix_tokens == prefixes
+    assert [tap for tap in adapter.taps if tap != "last"] == [f"block{i}" for i in range(1, depth + 1)]
+    assert adapter.pad_to == adapter.taps["last"].stride == patch
+    x = torch.randn(2, 3, 3 * patch, 5 * patch)
+    with torch.no_grad():
+        maps = adapter(x, ["last", "block2", f"block{depth}"])
+        tokens = adapter.body.forward_features(x)[:, prefixes:]
+    wanted = tokens.transpose(1, 2).reshape(2, -1, 3, 5)
+    torch.testing.assert_close(maps["last"], wanted, rtol=0, atol=1e-5)
+    assert torch.equal(maps[f"block{depth}"], maps["last"])
+    assert maps["block2"].shape == maps["last"].shape
+    assert not torch.allclose(maps["block2"], maps["last"])
+
+
+@pytest.mark.parametrize(("output_stride", "replaced"), [("auto", [0, 1, 1]), (16, [0, 0, 1])])
+def test_resnet50_equals_torchvisions_dilated_one(output_stride, replaced):
+    adapter = build("resnet50", output_stride=output_stride)
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[bool(r) for r in replaced]).eval()
+    reference.load_state_dict(adapter.body.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        maps = adapter(x, ["last", "stage1"])
+        wanted = torch.nn.Sequential(*list(reference.children())[:-2])(x)
+    torch.testing.assert_close(maps["last"], wanted, rtol=1e-4, atol=1e-5)
+    assert list(adapter.taps) == ["stem", "stage1", "stage2", "stage3", "stage4", "last"]
+    assert adapter.pad_to == (8 if output_stride == "auto" else output_stride)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "swin_tiny_patch4_window7_224", "mobilenetv3_small_100"])
+def test_taps_say_what_the_maps_are(name):
+    adapter = build(name)
+    height, width = 2 * adapter.pad_to, 3 * adapter.pad_to
+    with torch.no_grad():
+        maps = adapter(torch.randn(2, 3, height, width), list(adapter.taps))
+    for tap in adapter.taps.values():
+        assert maps[tap.name].shape == (2, tap.channels, height // tap.stride, width // tap.stride)
+
+
+def test_mean_and_standard_deviation_are_the_weights_own():
+    adapter = build("vit_tiny_patch16_224")
+    config = timm_library.get_pretrained_cfg("vit_tiny_patch16_224")
+    assert (adapter.mean, adapter.std) == (config.mean, config.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert timm_library.__version__ in adapter.fingerprint
+
+
+def test_random_is_a_function_of_the_seed_and_maps_are_differentiable():
+    one, same, other = build("test_resnet"), build("test_resnet"), build("test_resnet", seed=1)
+    assert state_sha256(one) == state_sha256(same) != state_sha256(other)
+    x = torch.randn(1, 3, 32, 32, requires_grad=True)
+    one(x, ["last"])["last"].square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_users_file_of_a_whole_classifier(tmp_path):
+    torch.manual_seed(1)
+    original = timm_library.create_model("test_resnet", num_classes=7)
+    path = tmp_path / "mine.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in original.state_dict().items()}}, path)
+    adapter = build("test_resnet", str(path))
+    assert torch.equal(adapter.body.conv1[0].weight, original.conv1[0].weight)
+    assert adapter.account["dropped"] == ["fc.bias", "fc.weight"]
+    with pytest.raises(CheckpointError, match="architecture"):
+        build("test_convnext", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("vit_tny_patch16_224", "Did you mean 'vit_tiny_patch16_224'"), ("resnet50.a1_in2k", "no weights 'a1_in2k'.*a1_in1k")],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(UnknownNameError, match=message) as error:
+        build(name)
+    assert "\n" not in str(error.value)
+
+
+def test_strides_that_a_network_cannot_have():
+    assert build("test_vit", output_stride=16).pad_to == 16
+    with pytest.raises(SettingError, match="stride of 16; leave it at auto"):
+        build("test_vit", output_stride=8)
+
+
+def test_network_of_one_input_size_says_which():
+    adapter = build("mixer_s32_224")
+    with torch.no_grad():
+        assert adapter(torch.zeros(1, 3, 224, 224), ["last"])["last"].shape == (1, 512, 7, 7)
+        with pytest.raises(FeatureError, match="224×224 only, got 64×64; use --size 224"):
+            adapter(torch.zeros(1, 3, 64, 64), ["last"])
+
+
+def test_network_whose_cells_do_not_tile_the_picture():
+    """inception_v3 does not pad: 128 pixels give 61 cells."""
+    with pytest.raises(MismatchError, match=r"stage1 .*cells tile the picture"):
+        _timm._stride("inception_v3", "stage1", torch.zeros(1, 64, 61, 61), (128, 128))
+
+
+def test_weights_out_of_reach_are_told_at_once(monkeypatch):
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise requests.ConnectionError("no route")
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("timm was asked for weights that are out of reach")
+
+    monkeypatch.setattr(requests, "head", no_network)
+    monkeypatch.setattr(_timm, "_kept_file", lambda config: None)
+    monkeypatch.setattr(timm_library, "create_model", never)
+    with pytest.raises(DownloadError, match="timm:test_resnet@random") as error:
+        build("test_resnet", None)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_in_the_hubs_cache_need_no_network(monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    original = timm_library.create_model("test_resnet")
+    torch.save(original.state_dict(), tmp_path / "kept.pth")
+    monkeypatch.setattr(requests, "head", lambda *a, **k: pytest.fail("the network was used"))
+    monkeypatch.setattr(_timm, "_kept_file", lambda config: tmp_path / "kept.pth")
+    assert torch.equal(build("test_resnet", None).body.conv1[0].weight, original.conv1[0].weight)
+
+
+def test_network_without_weights_says_so():
+    name = next(n for n in timm_library.list_models("vit_*") if not timm_library.list_pretrained(f"{n}*"))
+    with pytest.raises(CheckpointError, match="@random"):
+        build(name, None)

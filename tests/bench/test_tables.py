@@ -1,0 +1,454 @@
+"""Tables show what rows hold, apart from each other where they differ, in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from bench import formats, tables
+from bench.errors import InputError, SettingError
+from bench.formats import render
+from bench.records import CheckpointCard, Choice, MethodCard, Preset, ProtocolCard, Source
+from bench.store import Row
+from bench.tables import Table, build
+
+RULES = ("one_to_one_iou", "one_to_one_pixels", "many_to_one_iou", "many_to_one_pixels", "one_to_one_iou:background")
+DATA = {
+    "name": "tiny", "split": "val", "fingerprint": "ab" * 32, "pictures": 4, "classes": ["a", "b"], "background": None,
+    "limit": None,
+}
+HOSTILE = r"a_b%c&d#e$f{g}h~i^j\k<l>|[m]*n`o'p\"q é 猫 ± \input{/etc/passwd}" + "\n\x1b[31mred"
+
+
+def no_cards(kind: str, name: str) -> None:
+    return None
+
+
+@pytest.fixture
+def row():
+    def row(
+        method: str = "swav", *mious: float, k: int = 2, rule: str = "one_to_one_iou", metric: str = "miou",
+        settings: dict[str, Any] | None = None, data: dict[str, Any] | None = None, notes: tuple[str, ...] = (),
+        dropped: int = 0, **run: Any,
+    ) -> Row:
+        def by_rule(miou: float) -> dict[str, Any]:
+            same = {"pixel_accuracy": 0.9, "foreground_miou": None, "iou": [miou, miou], "match": [0, 1]}
+            return {name: {"miou": miou + i / 100, **same} for i, name in enumerate(RULES)}
+
+        whole = {
+            "method": method, "method_version": 1, "options": {}, "checkpoint": {"name": "none"}, "tap": "layer4",
+            "protocol": "kmeans", "preset": "native", "preset_version": 1,
+            "settings": {"clusters": k, "pca": 32} | (settings or {}), "dataset": DATA | (data or {}),
+            "dtype": "float32", "precision": "fp32",
+        } | run
+        per_seed = [
+            {
+                "seed": seed, "scores": by_rule(miou), "held_out": by_rule(miou - 0.05), "null": by_rule(0.1),
+                "ari": 0.2, "nmi": 0.3,
+            }
+            for seed, miou in enumerate(mious or (0.4,))
+        ]
+        return Row.of(whole, per_seed, headline={"rule": rule, "metric": metric}, notes=notes, dropped=dropped)
+
+    return row
+
+
+@pytest.fixture
+def small(row) -> Table:
+    """Three methods and the oracle under two protocols, one figure missing, one with a note."""
+    over = {"protocol": "overclustering", "k": 50, "rule": "many_to_one_iou"}
+    return build([
+        row("oracle", 1.0, 1.0), row("colour", 0.10, 0.12), row("swav", 0.40, 0.42), row("new_net", 0.30, 0.32),
+        row("swav", 0.50, 0.54, **over), row("colour", 0.20, 0.24, **over, notes=("K was cut from 60 to 50",)),
+    ], cards=no_cards)
+
+
+def labels(table: Table) -> tuple[list[str], list[str]]:
+    return [label.text for label in table.rows], [label.text for label in table.columns]
+
+
+# ------------------------------------------------------------------------------------------------ exact output
+
+
+def test_markdown(small):
+    assert render(small, "markdown") == """\
+|          |      kmeans K=2       |        overclustering K=50        |
+|:---------|:---------------------:|:---------------------------------:|
+| colour   |      11.0 ± 1.4       | <ins>24.0 ± 2.8</ins><sup>a</sup> |
+| swav     |    **41.0 ± 1.4**     |          **54.0 ± 2.8**           |
+| new\\_net | <ins>31.0 ± 1.4</ins> |                 –                 |
+| oracle   |     *100.0 ± 0.0*     |                 –                 |
+
+- mIoU (absent classes count 0); in percent, mean ± sample standard deviation over 2 seeds.
+- Clusters are matched to classes with the labels they are scored on: one-to-one by IoU (kmeans); \
+many-to-one by IoU (overclustering).
+- Every pixel of the pictures' original size is scored, void left out.
+- Data: tiny (split val, 4 pictures, 2 classes).
+- Best in bold, second underlined.
+- In italics, outside the ranking: oracle (sees the labels: an upper bound).
+- <sup>a</sup> K was cut from 60 to 50
+"""
+
+
+def test_latex(small):
+    caption = (
+        r"mIoU (absent classes count 0); in percent, mean $\pm$ sample standard deviation over 2 seeds. "
+        "Clusters are matched to classes with the labels they are scored on: one-to-one by IoU (kmeans); "
+        "many-to-one by IoU (overclustering). Every pixel of the pictures' original size is scored, void left out. "
+        "Data: tiny (split val, 4 pictures, 2 classes). Best in bold, second underlined. "
+        "In italics, outside the ranking: oracle (sees the labels: an upper bound)."
+    )
+    assert render(small, "latex") == r"""% needs \usepackage{booktabs}
+\begin{table}
+\centering
+\caption{CAPTION}
+\begin{tabular}{lcc}
+\toprule
+ & kmeans K=2 & overclustering K=50 \\
+\midrule
+colour & 11.0 $\pm$ 1.4 & \underline{24.0 $\pm$ 2.8}\textsuperscript{a} \\
+swav & \textbf{41.0 $\pm$ 1.4} & \textbf{54.0 $\pm$ 2.8} \\
+new\_net & \underline{31.0 $\pm$ 1.4} & -- \\
+oracle & \textit{100.0 $\pm$ 0.0} & -- \\
+\bottomrule
+\end{tabular}
+
+\par\footnotesize \textsuperscript{a} K was cut from 60 to 50
+\end{table}
+""".replace("CAPTION", caption)
+
+
+def test_terminal(small):
+    assert formats.text(small) == """\
+            kmeans K=2    overclustering
+                                    K=50
+-------  -------------  ----------------
+colour      11.0 ± 1.4   *24.0 ± 2.8 [a]
+swav      **41.0 ± 1.4      **54.0 ± 2.8
+new_net    *31.0 ± 1.4                 –
+oracle   (100.0 ± 0.0)                 –
+
+mIoU (absent classes count 0); in percent, mean ± sample standard deviation over 2 seeds.
+Clusters are matched to classes with the labels they are scored on: one-to-one by IoU (kmeans); \
+many-to-one by IoU (overclustering).
+Every pixel of the pictures' original size is scored, void left out.
+Data: tiny (split val, 4 pictures, 2 classes).
+** best, * second.
+In brackets, outside the ranking: oracle (sees the labels: an upper bound).
+[a] K was cut from 60 to 50
+
+mean, percent                           1-1 IoU    1-1 pixels    m-1 IoU    m-1 pixels    held out    null
+---------------  -------------------  ---------  ------------  ---------  ------------  ----------  ------
+colour           kmeans K=2                11.0          12.0       13.0          14.0         6.0    10.0
+colour           overclustering K=50       22.0          23.0       24.0          25.0        19.0    12.0
+swav             kmeans K=2                41.0          42.0       43.0          44.0        36.0    10.0
+swav             overclustering K=50       52.0          53.0       54.0          55.0        49.0    12.0
+new_net          kmeans K=2                31.0          32.0       33.0          34.0        26.0    10.0
+oracle           kmeans K=2               100.0         101.0      102.0         103.0        95.0    10.0
+held out: the headline's rule fitted on one half of the pictures, scored on the other.
+null: the headline after each picture's cluster ids are permuted on their own.
+"""
+
+
+class Cells(HTMLParser):
+    """The texts of a page's cells, row by row, and the tags inside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: set[str] = set()
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def test_html(small):
+    page = render(small, "html")
+    cells = Cells()
+    cells.feed(page)
+    assert cells.rows == [
+        ["\xa0", "kmeans K=2", "overclustering K=50"], ["colour", "11.0 ± 1.4", "24.0 ± 2.8a"],
+        ["swav", "41.0 ± 1.4", "54.0 ± 2.8"], ["new_net", "31.0 ± 1.4", "–"], ["oracle", "100.0 ± 0.0", "–"],
+    ]
+    assert "<strong>41.0 ± 1.4</strong>" in page
+    assert "<u>31.0 ± 1.4</u>" in page
+    assert "<em>100.0 ± 0.0</em>" in page
+    assert page.startswith("<!DOCTYPE html>")
+    assert "utf-8" in page
+    assert not cells.tags & {"script", "link", "img"}
+    assert "http" not in page
+
+
+def test_csv_has_every_rule_and_metric_at_full_precision(small):
+    lines = list(csv.DictReader(io.StringIO(render(small, "csv"))))
+    assert len(lines) == 6 * (len(RULES) * 3 + 2)
+    wanted = {"method": "swav", "protocol": "kmeans", "headline": "1"}
+    [line] = [line for line in lines if wanted.items() <= line.items()]
+    assert (line["rule"], line["metric"], line["seeds"], line["clusters"]) == ("one_to_one_iou", "miou", "2", "2")
+    assert float(line["mean"]) == pytest.approx(0.41, abs=1e-15)
+    assert float(line["std"]) == pytest.approx(0.02 / 2**0.5, abs=1e-15)
+    assert float(line["held_out_mean"]) == pytest.approx(0.36)
+    assert float(line["null_mean"]) == pytest.approx(0.1)
+    assert {line["rule"] for line in lines} == {*RULES, ""}
+    assert {line["metric"] for line in lines if not line["rule"]} == {"ari", "nmi"}
+    assert {line["mean"] for line in lines if line["metric"] == "foreground_miou"} == {""}
+    assert sum(line["headline"] == "1" for line in lines) == 6
+
+
+# ------------------------------------------------------------------------------------------------ ranking
+
+
+def test_what_looks_equal_ranks_equal(row):
+    table = build([row("a", 0.4001), row("b", 0.4002), row("c", 0.3), row("d", 0.2)], cards=no_cards)
+    assert [table.cells[i, 0].rank for i in range(4)] == [1, 1, 2, 0]
+
+
+def test_a_figure_alone_is_not_best(row):
+    table = build([row("a", 0.4), row("oracle", 1.0)], cards=no_cards)
+    assert {cell.rank for cell in table.cells.values()} == {0}
+    assert "Best" not in render(table, "markdown")
+
+
+def test_an_undefined_figure_is_shown_as_missing_and_not_ranked(row):
+    table = build([row("a", 0.4, metric="foreground_miou"), row("b", 0.3, metric="foreground_miou")], cards=no_cards)
+    assert [cell.rank for cell in table.cells.values()] == [0, 0]
+    assert "| a |" in render(table, "markdown").replace("  ", " ")
+    assert "mIoU without background" in render(table, "markdown")
+
+
+def test_methods_compete_in_any_layout(small, row):
+    rows = [cell.row for cell in small.cells.values()]
+    turned = build(rows, index=("protocol", "clusters"), columns=("method",), cards=no_cards)
+    assert labels(turned) == (["kmeans K=2", "overclustering K=50"], ["colour", "swav", "new_net", "oracle"])
+    assert [turned.cells[0, i].rank for i in range(4)] == [0, 1, 2, 0]
+
+
+# ------------------------------------------------------------------------------------------------ what differs
+
+
+@dataclass(frozen=True)
+class Options:
+    width: int = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    clusters: int = 0
+    pca: int = 0
+    tap: str = ""
+    whiten: bool = True
+
+
+def cards(kind: str, name: str) -> Any:
+    if kind == "methods":
+        released = (CheckpointCard(name="800ep", filename="a"), CheckpointCard(name="400ep", filename="b"))
+        facts: dict[str, Any] = {"checkpoints": released, "options": Options, "default_tap": "layer4"}
+        return MethodCard(name=name, summary="", factory="", **facts)
+    preset = Preset(name="native", version=1, summary="", choices={"pca": Choice(32, Source.AUTHOR)})
+    return ProtocolCard(name=name, summary="", run="", settings=Settings, presets=(preset,))
+
+
+@pytest.mark.parametrize(
+    ("run", "with_card", "without"),
+    [
+        ({"checkpoint": {"name": "800ep", "sha256": "ef" * 32}}, "swav", "swav@800ep"),
+        ({"checkpoint": {"name": "400ep", "sha256": "ef" * 32}}, "swav@400ep", "swav@400ep"),
+        ({"checkpoint": {"name": "random", "seed": 0}}, "swav@random", "swav@random"),
+        ({"checkpoint": {"name": "pretrained"}}, "swav", "swav"),
+        ({"tap": "layer3"}, "swav layer3", "swav"),
+        ({"options": {"width": 64}}, "swav width=64", "swav"),
+        ({"options": {"width": 32}}, "swav", "swav"),
+    ],
+)
+def test_the_name_of_a_method(row, run, with_card, without):
+    assert labels(build([row("swav", **run)], cards=cards))[0] == [with_card]
+    assert labels(build([row("swav", **run)], cards=no_cards))[0] == [without]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"tap": "layer3"}, ["swav layer4", "swav layer3"]),
+        ({"options": {"width": 64, "mode": "x"}}, ["swav width=null mode=null", "swav width=64 mode=x"]),
+        ({"method_version": 2}, ["swav v1", "swav v2"]),
+        ({"checkpoint": {"name": "none", "sha256": "ef" * 32}}, ["swav", "swav efefefef"]),
+        ({"checkpoint": {"name": "none", "weights": "cd" * 32}}, ["swav", "swav cdcdcdcd"]),
+        ({"checkpoint": {"name": "none", "seed": 3}}, ["swav", "swav seed=3"]),
+    ],
+)
+def test_methods_that_differ_have_different_names(row, run, expected):
+    table = build([row("swav"), row("swav", **run)], cards=no_cards)
+    assert labels(table) == (expected, ["kmeans K=2"])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"preset": "paper"}, ["kmeans:native K=2", "kmeans:paper K=2"]),
+        ({"preset_version": 2}, ["kmeans v1 K=2", "kmeans v2 K=2"]),
+        ({"settings": {"pca": 0, "whiten": False}}, ["kmeans pca=32 whiten=null K=2", "kmeans pca=0 whiten=false K=2"]),
+        ({"precision": "bf16"}, ["kmeans fp32 K=2", "kmeans bf16 K=2"]),
+        ({"dtype": "float16"}, ["kmeans float32 K=2", "kmeans float16 K=2"]),
+        ({"fit": "train"}, ["kmeans fit=null K=2", "kmeans fit=train K=2"]),
+        ({"data": {"name": "voc"}}, ["tiny kmeans K=2", "voc kmeans K=2"]),
+        ({"data": {"split": "train"}}, ["tiny val kmeans K=2", "tiny train kmeans K=2"]),
+        ({"data": {"pictures": 3, "fingerprint": "cd"}}, ["tiny 4 pictures kmeans K=2", "tiny 3 pictures kmeans K=2"]),
+        ({"data": {"limit": 3, "pictures": 3}}, ["tiny kmeans K=2", "tiny limit=3 kmeans K=2"]),
+        ({"data": {"fingerprint": "cd" * 32}}, ["tiny data abababab kmeans K=2", "tiny data cdcdcdcd kmeans K=2"]),
+        ({"data": {"background": 0}}, ["tiny background=null kmeans K=2", "tiny background=0 kmeans K=2"]),
+        ({"k": 11}, ["kmeans K=2", "kmeans K=11"]),
+    ],
+)
+def test_runs_that_differ_are_never_mixed(row, change, expected):
+    table = build([row("swav"), row("moco", **change)], cards=no_cards)
+    assert labels(table) == (["swav", "moco"], expected)
+    assert set(table.cells) == {(0, 0), (1, 1)}
+
+
+def test_what_differs_between_protocols_is_said_too(row):
+    table = build([row("swav"), row("swav", protocol="linear", precision="bf16", settings={"lr": 1})], cards=no_cards)
+    assert labels(table)[1] == ["kmeans fp32 K=2", "linear bf16 K=2"]
+
+
+def test_clusters_are_ordered_as_numbers_and_data_sets_apart(row):
+    rows = [row("swav", k=k, data={"name": name}) for name in ("b", "a") for k in (100, 21, 500)]
+    assert labels(build(rows, cards=no_cards))[1] == [
+        "b kmeans K=21", "b kmeans K=100", "b kmeans K=500", "a kmeans K=21", "a kmeans K=100", "a kmeans K=500",
+    ]
+
+
+def test_settings_that_differ_from_the_preset_are_a_footnote_of_the_column(row):
+    table = build([row(name, settings={"pca": 64, "whiten": True}) for name in ("swav", "moco")], cards=cards)
+    assert table.notes == ("pca=64 (kmeans:native: 32)",)
+    assert [label.marks for label in table.columns] == [(0,)]
+    assert {cell.marks for cell in table.cells.values()} == {()}
+    assert "kmeans K=2<sup>a</sup>" in render(table, "markdown")
+    assert build([row("swav", settings={"tap": "layer3"})], cards=cards).notes == ()
+    old = build([row("swav", preset_version=0)], cards=cards)
+    assert old.notes == ("kmeans:native was at version 0; it is at 1 now",)
+
+
+def test_footnotes_of_single_figures(row):
+    cut, lossy = row("c", 0.1, notes=("cut", "cut")), row("d", 0.1, 0.1, 0.1, dropped=2)
+    table = build([row("a", 0.4, 0.5, 0.6), row("b", 0.4, 0.5, 0.6), cut, lossy], cards=no_cards)
+    assert table.notes == ("cut", "1 seed", "2 pictures could not be scored")
+    assert [table.cells[i, 0].marks for i in range(4)] == [(), (), (0, 1), (2,)]
+    assert "over 3 seeds unless noted" in table.footer[0]
+    assert "<sup>a,b</sup>" in render(table, "markdown")
+
+
+def test_different_headlines_in_one_column_are_noted_and_not_ranked_together(row):
+    table = build([row("a", 0.4), row("b", 0.3), row("c", 0.9, rule="one_to_one_iou:background")], cards=no_cards)
+    assert [table.cells[i, 0].rank for i in range(3)] == [1, 2, 0]
+    assert table.notes[1].endswith("one-to-one by IoU (leftover clusters are background)")
+
+
+def test_the_axes_can_be_chosen(row):
+    rows = [row("swav", k=k, data={"name": name}) for name in ("a", "b") for k in (2, 3)]
+    assert labels(build(rows, index=("method", "clusters"), columns=("dataset",), cards=no_cards)) == (
+        ["swav K=2", "swav K=3"], ["a kmeans", "b kmeans"],
+    )
+    alone = build(rows[:1], index=("dataset",), columns=("method",), cards=no_cards)
+    assert labels(alone) == (["a"], ["swav kmeans K=2"])
+    for index, columns, words in (
+        (("methods",), (), "Did you mean 'method'"), (("method",), ("method",), "twice"), (tables.AXES, (), "one side"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            build(rows, index=index, columns=columns)
+
+
+def test_bad_requests_are_one_line(small):
+    with pytest.raises(SettingError, match="Did you mean 'latex'"):
+        render(small, "latx")
+    with pytest.raises(InputError, match="bench eval"):
+        build([])
+
+
+# ------------------------------------------------------------------------------------------------ hostile text, widths
+
+
+@pytest.fixture
+def hostile(row) -> Table:
+    first = row(HOSTILE, 0.4, data={"name": HOSTILE}, notes=(HOSTILE,))
+    return build([first, row("*b", 0.3, data={"name": HOSTILE}), row("[c]", 0.2)], cards=no_cards)
+
+
+def test_hostile_names_do_not_leave_their_cells(hostile):
+    markdown = render(hostile, "markdown").splitlines()
+    grid = [line for line in markdown if line.startswith("|")]
+    unescaped = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in grid}
+    assert unescaped == {len(hostile.columns) + 2}
+    assert len(grid) == 2 + 3
+    assert "<l>" not in render(hostile, "html")
+    cells = Cells()
+    cells.feed(render(hostile, "html"))
+    assert {len(line) for line in cells.rows} == {len(hostile.columns) + 1}
+    assert "\x1b" not in formats.text(hostile)
+    methods = {line["method"] for line in csv.DictReader(io.StringIO(render(hostile, "csv")))}
+    assert methods == {HOSTILE, "*b", "[c]"}
+
+
+def test_latex_is_ascii_and_escaped(hostile):
+    latex = render(hostile, "latex")
+    assert latex.isascii()
+    assert r"a\_b\%c\&d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k" in latex
+    assert r"e ? $\pm$ \textbackslash{}input\{/etc/passwd\}" in latex
+    assert "\n{[}c{]} &" in latex
+
+
+def engine() -> list[str] | None:
+    if shutil.which("pdflatex"):
+        return ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
+    return ["tectonic", "--only-cached"] if shutil.which("tectonic") else None
+
+
+@pytest.mark.skipif(engine() is None, reason="neither pdflatex nor tectonic is installed")
+@pytest.mark.parametrize("which", ["small", "hostile"])
+def test_latex_compiles_with_booktabs_alone(tmp_path, request, which):
+    body = render(request.getfixturevalue(which), "latex")
+    page = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n"
+    (tmp_path / "table.tex").write_text(page, encoding="utf-8")
+    done = subprocess.run([*(engine() or []), "table.tex"], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    assert (tmp_path / "table.pdf").stat().st_size > 1000
+
+
+def test_wide_tables_are_broken_into_blocks(row):
+    rows = [row("swav", k=k) for k in range(2, 22)]
+    shown = formats.text(build(rows, cards=no_cards), width=80).split("\n\n")
+    blocks = [block for block in shown if block.startswith("    ")]
+    assert len(blocks) > 1
+    assert max(len(line) for block in blocks for line in block.splitlines()) <= 80
+    assert sum(block.count("K=") for block in blocks) == 20
+    assert all("swav" in block for block in blocks)
+
+
+def test_every_matching_rule_stands_side_by_side(small):
+    block = formats.text(small).split("\n\n")[-1].splitlines()
+    swav = next(line for line in block if line.startswith("swav") and "kmeans" in line)
+    assert swav.split()[-6:] == ["41.0", "42.0", "43.0", "44.0", "36.0", "10.0"]
+    assert block[0].split("  ")[-1].strip() == "null"
+
+
+def test_registered_cards_are_found_and_others_are_not():
+    assert tables.registered("protocols", "no such protocol") is None

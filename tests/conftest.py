@@ -1,0 +1,59 @@
+"""Fixtures of the whole suite: no test reads or writes the user's folders, and a small data set on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ("background", "left", "right")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """Data, cache and results of a test lie in its temporary folder."""
+    for name in ("DATA", "CACHE", "RESULTS"):
+        monkeypatch.setenv(f"DENSEBENCH_{name}", str(tmp_path / name.lower()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real pictures beside the checkout; skips where they are absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real pictures in {folder}")
+    return folder
+
+
+def make_voc(root: Path, *, val: int = 6, train: int = 4, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
+    """A VOC-layout folder of noisy two-colour blobs on grey, with a ring of 255 and sizes that differ."""
+    rng = np.random.default_rng(seed)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        names = [f"{split}{index}" for index in range(count)]
+        for index, name in enumerate(names):
+            height, width = size if index % 3 else (size[0] - 5, size[1] + 3)
+            label = np.zeros((height, width), np.uint8)
+            label[8:40, 4:20] = 1
+            label[12:44, 26:44] = 2
+            label[8:40, 4] = 255
+            picture = np.full((height, width, 3), 128) + rng.integers(-20, 20, (height, width, 3))
+            picture[label == 1] += np.array([90, -60, 0])
+            picture[label == 2] += np.array([-60, 0, 90])
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+            mask = Image.fromarray(label, "P")
+            mask.putpalette([value for k in range(256) for value in (k, 255 - k, (7 * k) % 256)])
+            mask.save(root / "SegmentationClass" / f"{name}.png")
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return root
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    """A small VOC-layout folder: 6 val and 4 train pictures, background and two classes."""
+    return make_voc(tmp_path / "tiny")
