@@ -32,6 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line; exit status 0 done, 2 wrong input, 1 a fault of ours, 130 interrupted."""
     sys.exit(_run())
@@ -47,19 +50,30 @@ def _run() -> int:
     from bench.errors import InputError
 
     try:
-        return int(app(standalone_mode=False) or 0)
+        status = int(app(standalone_mode=False) or 0)
     except InputError as error:
-        sys.stderr.write(f"bench: {error}\n")
-        return 2
+        return _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("bench: interrupted; finished rows are kept, the same command goes on from there\n")
-        return 130
+        status = _INTERRUPTED
     except Exception as error:
         # usage errors of the command line: older typer raises click's own, newer ones carry a copy of it
-        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
             raise
-        error.show()
-        return int(error.exit_code)
+        message = error.format_message()
+        if "\n" in message:   # a command without arguments shows its help
+            sys.stderr.write(f"{message}\n")
+            return 2
+        context = getattr(error, "ctx", None)
+        return _refuse(f"{message.rstrip('.')}; see `{context.command_path if context else 'bench'} --help`")
+    if status == _INTERRUPTED:   # some versions of typer turn the interrupt into this status themselves
+        sys.stderr.write("bench: interrupted; finished rows are kept, the same command goes on from there\n")
+    return status
+
+
+def _refuse(message: str) -> int:
+    """Say in one line what is wrong with the input; messages of plugins may have several."""
+    sys.stderr.write(f"bench: {' '.join(message.splitlines())}\n")
+    return 2
 
 
 def _print(text: str) -> None:
@@ -255,7 +269,7 @@ def quickstart(
     """The whole story on the embedded data set: a table of a random network and the floors, downloading nothing."""
     eval(
         method=["timm:resnet18@random", "colour", "noise", "oracle"], protocol=["kmeans", "overclustering"], dataset="shapes",
-        limit=limit, results=results, cache_folder=cache_folder,
+        clusters="50,200", seeds=3, limit=limit, results=results, cache_folder=cache_folder,
     )
 
 

@@ -27,6 +27,7 @@ __all__ = [
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int32]
 Normalize = Literal["none", "l2", "standardize"]
+Weights = NDArray[np.float64]
 Tick = Callable[[int], None]
 
 RANK_TOLERANCE = 1e-7
@@ -35,7 +36,7 @@ RANK_TOLERANCE = 1e-7
 _GRAM_ROWS = 4096  # vectors per matrix product
 _EXACT_WIDTH = 512  # up to this width the products run in float64 too: above, it would double the time of the PCA
 _BLOCK = 1 << 21  # numbers per block of vectors: large enough that starting the threads of an engine costs nothing
-_TORCH_ROWS = 4096  # vectors per matrix product on a CPU: its distances to 500 centroids stay in the cache
+_TORCH_DISTANCES = 1 << 21  # distances per matrix product on a CPU: few enough to stay in the processor's cache
 _SUM_ROWS = 8192  # vectors summed in float32 before float64 takes over
 
 
@@ -175,33 +176,30 @@ def _principal(
 # --------------------------------------------------------------------------------------------------------------- starts
 
 
-def kmeans_plus_plus(x: Floats, k: int, seed: int, *, tick: Tick | None = None) -> Floats:
+def kmeans_plus_plus(
+    x: Floats, k: int, seed: int, *, weights: Weights | None = None, tick: Tick | None = None
+) -> Floats:
     """k-means++ starts (Arthur & Vassilvitskii 2007, one draw per centre), float32 (k, d).
 
     The first k' of k starts are the k' starts of the same seed: one call serves several numbers of clusters.
-    Where there are fewer distinct vectors than k, vectors repeat. tick(1) is called per centre.
+    Where there are fewer distinct vectors than k, vectors repeat. weights: float64 (n,), how often each vector stands
+    for itself (1 where None). tick(1) is called per centre.
     Memory: four arrays of n numbers beside x.
     """
     if k < 1 or len(x) == 0:
         raise SettingError(f"cannot start {k} clusters on {len(x)} vectors: both must be at least 1")
     rng = np.random.default_rng(seed)
-    mean, _ = _spread(x)
+    mean, _ = _spread(x, weights)
     # Rounding gives copies of a centre a small distance, and their number a large sum: what rounding explains is 0.
     trust = np.float32(1 - 4 * np.sqrt(x.shape[1]) * np.finfo(np.float32).eps)
     norms = np.concatenate([_squares(block) for _, block in _blocks(x, mean)]) * trust
     closest = np.full(len(x), np.inf, np.float32)
     distances = np.empty_like(closest)
     chosen = np.empty(k, np.int64)
-    chosen[0] = rng.integers(len(x))
+    chosen[0] = rng.integers(len(x)) if weights is None else _draw(weights, rng.random())
     for i in range(k):
         if i:
-            cumulated = np.cumsum(closest, dtype=np.float64)
-            drawn = rng.random()
-            if cumulated[-1] > 0:
-                drawn_at = np.searchsorted(cumulated, drawn * cumulated[-1], side="right")
-                chosen[i] = min(int(drawn_at), len(x) - 1)
-            else:
-                chosen[i] = int(drawn * len(x))
+            chosen[i] = _draw(closest if weights is None else closest * weights, rng.random())
         # |x - m|² + |c - m|² - 2 (x - m)·(c - m), centred for accuracy without a centred copy of x
         centre = x[chosen[i]] - mean
         np.matmul(x, -2 * centre, out=distances)
@@ -213,6 +211,14 @@ def kmeans_plus_plus(x: Floats, k: int, seed: int, *, tick: Tick | None = None) 
         if tick is not None:
             tick(1)
     return x[chosen]
+
+
+def _draw(masses: NDArray[Any], drawn: float) -> int:
+    """The place where the running sum of `masses` passes the share `drawn` of the whole; any place where all are 0."""
+    cumulated = np.cumsum(masses, dtype=np.float64)
+    if cumulated[-1] == 0:
+        return int(drawn * len(masses))
+    return min(int(np.searchsorted(cumulated, drawn * cumulated[-1], side="right")), len(masses) - 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- engines
@@ -251,10 +257,11 @@ def _nearest_by_torch(centroids: Floats, device: str) -> Nearest:
 
     centres = torch.from_numpy(centroids).to(device)
     bias = -0.5 * centres.square().sum(1)
+    most = max(_TORCH_DISTANCES // len(centroids), 1024)
 
     def nearest(block: Floats) -> NDArray[np.integer[Any]]:
         rows = torch.from_numpy(block).to(device)
-        parts = torch.split(rows, _TORCH_ROWS) if rows.device.type == "cpu" else (rows,)
+        parts = torch.split(rows, most) if rows.device.type == "cpu" else (rows,)
         return np.asarray(torch.cat([torch.addmm(bias, part, centres.T).argmax(1) for part in parts]).cpu())
 
     return nearest
@@ -328,11 +335,14 @@ def kmeans(
     iterations: int = 100,
     tolerance: float = 1e-4,
     device: str = "cpu",
+    weights: Weights | None = None,
     tick: Tick | None = None,
 ) -> KMeansResult:
     """`lloyd` from the starts of `kmeans_plus_plus`."""
-    start = kmeans_plus_plus(x, k, seed, tick=tick)
-    return lloyd(x, start, engine=engine, iterations=iterations, tolerance=tolerance, device=device, tick=tick)
+    start = kmeans_plus_plus(x, k, seed, weights=weights, tick=tick)
+    return lloyd(
+        x, start, engine=engine, iterations=iterations, tolerance=tolerance, device=device, weights=weights, tick=tick
+    )
 
 
 def lloyd(
@@ -343,23 +353,25 @@ def lloyd(
     iterations: int = 100,
     tolerance: float = 1e-4,
     device: str = "cpu",
+    weights: Weights | None = None,
     tick: Tick | None = None,
 ) -> KMeansResult:
     """Lloyd's algorithm on all vectors, from given centroids.
 
     x: float32 (n, d), C-contiguous. start: (K, d). It stops when no label changes, when the summed squared move of the
     centroids is at most `tolerance` times the mean variance of the dimensions, or after `iterations`.
-    A cluster that loses its last vector keeps its centroid, and may win vectors again. tick(1) is called per pass.
+    A cluster that loses its last vector keeps its centroid, and may win vectors again.
+    weights: float64 (n,): the result is that of x with each vector repeated so often. tick(1) is called per pass.
     """
     _require_float32(x)
     prepare = _engine(engine, device)
-    mean, variance = _spread(x)
+    mean, variance = _spread(x, weights)
     offset = mean if mean @ mean > variance * x.shape[1] else None  # far from the origin, distances lose digits
     centroids = start.astype(np.float64) - (0 if offset is None else offset)
     labels: Labels = np.full(len(x), -1, np.int32)
     passes, converged, settled = 0, False, False
     while passes < iterations and not converged:
-        changed, sums, sizes = _pass(x, offset, prepare(centroids.astype(np.float32)), labels, len(centroids))
+        changed, sums, sizes = _pass(x, offset, prepare(centroids.astype(np.float32)), labels, len(centroids), weights)
         passes += 1
         if changed == 0:
             converged = settled = True
@@ -372,7 +384,10 @@ def lloyd(
     final = centroids.astype(np.float32)
     if not settled:
         _label(x, offset, prepare(final), labels)
-    inertia = sum(float(_squares(block - final[labels[at]]).sum(dtype=np.float64)) for at, block in _blocks(x, offset))
+    inertia = 0.0
+    for at, block in _blocks(x, offset):
+        squares = _squares(block - final[labels[at]])
+        inertia += float(squares.sum(dtype=np.float64) if weights is None else squares @ weights[at])
     empty = len(final) - len(np.unique(labels))
     centroids = centroids + (0 if offset is None else offset)
     return KMeansResult(labels, centroids.astype(np.float32), inertia, passes, converged, empty, engine)
@@ -415,24 +430,26 @@ def _blocks(x: Floats, offset: Floats | None) -> Iterator[tuple[slice, Floats]]:
 
 
 def _pass(
-    x: Floats, offset: Floats | None, nearest: Nearest, labels: Labels, clusters: int
-) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
+    x: Floats, offset: Floats | None, nearest: Nearest, labels: Labels, clusters: int, weights: Weights | None
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Label every vector in place; returns how many labels changed, the sum of each cluster's vectors, and its size."""
     changed = 0
-    sums, sizes = np.zeros((clusters, x.shape[1])), np.zeros(clusters, np.int64)
+    sums, sizes = np.zeros((clusters, x.shape[1])), np.zeros(clusters)
     for at, block in _blocks(x, offset):
         found = nearest(block).astype(np.int32)
         changed += np.count_nonzero(found != labels[at])
         labels[at] = found
         for start in range(0, len(found), _SUM_ROWS):
-            sums += _cluster_sums(block[start : start + _SUM_ROWS], found[start : start + _SUM_ROWS], clusters)
-        sizes += np.bincount(found, minlength=clusters)
+            part = slice(start, start + _SUM_ROWS)
+            sums += _cluster_sums(block[part], found[part], clusters, None if weights is None else weights[at][part])
+        sizes += np.bincount(found, None if weights is None else weights[at], clusters)
     return changed, sums, sizes
 
 
-def _cluster_sums(rows: Floats, labels: Labels, clusters: int) -> Floats:
-    one_per_row = np.ones(len(rows), np.float32), labels, np.arange(len(rows) + 1, dtype=np.int32)
-    return np.asarray(csc_array(one_per_row, shape=(clusters, len(rows))) @ rows, np.float32)
+def _cluster_sums(rows: Floats, labels: Labels, clusters: int, weights: Weights | None) -> NDArray[np.floating[Any]]:
+    entries = np.ones(len(rows), np.float32) if weights is None else weights
+    one_per_row = entries, labels, np.arange(len(rows) + 1, dtype=np.int32)
+    return np.asarray(csc_array(one_per_row, shape=(clusters, len(rows))) @ rows)
 
 
 def _label(x: Floats, offset: Floats | None, nearest: Nearest, labels: Labels) -> None:
@@ -444,12 +461,14 @@ def _squares(rows: Floats) -> Floats:
     return np.asarray(np.einsum("nd,nd->n", rows, rows), np.float32)
 
 
-def _spread(x: Floats) -> tuple[Floats, float]:
+def _spread(x: Floats, weights: Weights | None) -> tuple[Floats, float]:
     """Mean, float32 (d,), and the variance of a dimension on average."""
     total, squares = np.zeros(x.shape[1]), 0.0
-    for _, block in _blocks(x, None):
+    for at, block in _blocks(x, None):
         exact = block.astype(np.float64)
-        total += exact.sum(0)
-        squares += float(np.vdot(exact, exact))
-    mean = total / len(x)
-    return mean.astype(np.float32), max(squares / len(x) - float(mean @ mean), 0.0) / x.shape[1]
+        weighted = exact if weights is None else exact * weights[at, None]
+        total += weighted.sum(0)
+        squares += float(np.vdot(weighted, exact))
+    number = len(x) if weights is None else float(weights.sum())
+    mean = total / number
+    return mean.astype(np.float32), max(squares / number - float(mean @ mean), 0.0) / x.shape[1]

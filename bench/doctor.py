@@ -53,13 +53,9 @@ def _libraries() -> Iterator[Finding]:
 def _device(wanted: str) -> Iterator[Finding]:
     import torch
 
-    from bench.features import pick_device
+    from bench.evaluate import usable_device
 
-    device = pick_device(wanted)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        yield Finding(False, f"--device {device}: no usable NVIDIA GPU was found; use --device cpu")
-    else:
-        yield Finding(True, f"device: {device}, {torch.get_num_threads()} threads")
+    yield Finding(True, f"device: {usable_device(wanted)}, {torch.get_num_threads()} threads")
 
 
 def _folders(results: Path, cache: Path) -> Iterator[Finding]:

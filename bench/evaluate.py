@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from bench.settings import InputSettings
 from bench.store import Row, Store, provenance, run_key
 from bench.work import Built, MethodWork, Session, build
 
-__all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "wanted_seeds"]
+__all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "usable_device", "wanted_seeds"]
 
 
 def evaluate(plan: Plan, *, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
@@ -45,9 +46,7 @@ def evaluate(plan: Plan, *, on_row: Callable[[Row], None] = lambda row: None) ->
 def open_session(plan: Plan, resources: ExitStack) -> Session:
     """What the command shares; `resources` holds what has to be removed when it ends."""
     request = plan.request
-    device = pick_device(request.device)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"--device {device}: no usable NVIDIA GPU was found; use --device cpu")
+    device = usable_device(request.device)
     runtime = Runtime(
         device=device,
         precision=request.precision,
@@ -57,6 +56,19 @@ def open_session(plan: Plan, resources: ExitStack) -> Session:
         track=track,
     )
     return Session(plan, runtime, Store(request.results), Cache(request.cache), resources)
+
+
+def usable_device(wanted: str) -> str:
+    """The device to compute on; SettingError for one that is unknown or not in this machine."""
+    device = pick_device(wanted)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SettingError(f"--device {wanted} does not fit: expected auto, cpu, cuda or cuda:N")
+    if device.startswith("cuda"):
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= found:
+            seen = f"there are {found}, counted from 0" if found else "no usable NVIDIA GPU was found"
+            raise SettingError(f"--device {wanted}: {seen}; use --device cpu")
+    return device
 
 
 def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:

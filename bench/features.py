@@ -1,7 +1,8 @@
 """From pictures to maps: one forward pass per picture, shared by every protocol, K and seed of the command.
 
 Maps stream in list order. The stated rule for a second pass: where the maps of the split fit in the cache (half of the
-free disk, at most `cache.LARGEST` bytes) they are written while they stream and read from there; else they are computed again.
+free disk, at most `cache.LARGEST` bytes) they are written while they stream and read from there; else, and always for
+methods without weights, whose maps cost less to compute than to read, they are computed again.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ class SplitMaps:
     """The maps of one tap of one method over a list of pictures; implements `bench.contracts.Maps`.
 
     record: plain data that names everything that changes the maps; its hash is their key in the cache.
+    cheap: computing the maps costs less than reading them, so they are not kept.
     """
 
     def __init__(
         self, adapter: Adapter, dataset: Dataset, names: Sequence[str], *, tap: str, inputs: InputSettings,
-        runtime: Runtime, cache: Cache, record: Mapping[str, Any],
+        runtime: Runtime, cache: Cache, record: Mapping[str, Any], cheap: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.tap = adapter.taps[tap]
@@ -84,6 +86,7 @@ class SplitMaps:
         self.nbytes = self.vectors * self.channels * self.dtype.itemsize
         self.key = record_key(record)
         self._record = record
+        self.cheap = cheap
         self._adapter = adapter
         self._dataset = dataset
         self._interpolation = inputs.interpolation
@@ -135,6 +138,8 @@ class SplitMaps:
                 writer.drop()
 
     def _start_writing(self) -> Writer | None:
+        if self.cheap:
+            return None
         if not self._cache.room_for(self.nbytes):
             log.info("maps of %.1f GB do not fit in the cache: they are computed for every pass", self.nbytes / 1e9)
             return None

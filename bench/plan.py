@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from bench.contracts import Dataset, Scope, Variant
 from bench.errors import DownloadError, MismatchError, SettingError
 from bench.records import Checkpoint, MethodCard, Preset, ProtocolCard
 from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method"]
 
@@ -110,6 +113,8 @@ def parse_method(spec: str) -> _Method:
         return _Method(spec, card, "", match["checkpoint"])
     name, _, checkpoint = spec.partition("@")
     name, _, argument = name.partition(":")
+    if name.endswith(".py"):
+        raise SettingError(f"--method {spec}: which function of the file builds the method? Write {name}:FUNCTION")
     card = registry.card("methods", name)
     if card.argument and not argument:
         raise SettingError(f"{name!r} needs a name after a colon: --method {name}:{card.argument}")
@@ -130,6 +135,8 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
         parse_size(request.size)
     dataset = open_dataset(request.dataset)
     split = request.split or dataset.eval_split
+    if request.split is None and split == dataset.train_split:
+        log.info("%s has no split val: its split %s is scored; choose another with --split", dataset.name, split)
     names = dataset.names(split)[: request.limit]
     protocols = tuple(
         _choose(card, preset or request.preset, request, overrides, dataset.default_preset) for card, preset in protocol_cards
@@ -177,6 +184,8 @@ def _with_checkpoints(methods: Sequence[_Method], bare: str | None) -> list[_Met
     if bare is None:
         return list(methods)
     open_ones = [method for method in methods if method.card.trainable and method.checkpoint is None]
+    if not open_ones and (settled := [method.spec for method in methods if method.checkpoint]):
+        raise SettingError(f"--checkpoint {bare} is for nothing: {', '.join(settled)} has its own; drop one of the two")
     if bare != "random" and len(open_ones) > 1:
         raise SettingError(
             f"--checkpoint {bare} cannot be shared by {len(open_ones)} methods: write it behind its method, "

@@ -48,6 +48,8 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
 def _price_maps(session: Session, work: MethodWork, job: Job) -> str:
     maps = work.maps("eval")
     size = f"{maps.vectors} vectors × {maps.channels}, {maps.nbytes / 1e9:.2f} GB as {maps.dtype}"
+    if maps.cheap:
+        return f"{job.name}, map {work.tap}: {size}; no network, computed for every pass"
     if maps.cached:
         return f"{job.name}, map {work.tap}: {size}; in the cache, no forward pass"
     if session.cache.room_for(maps.nbytes):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +41,8 @@ def build(request: AdapterRequest) -> Any:
         raise UnknownNameError(
             f"{file} has no function {factory_name!r}.{near(factory_name, functions)} It defines: {', '.join(functions)}"
         )
-    adapter = factory()
+    with _faults_of(file):
+        adapter = factory()
     missing = [name for name in ("taps", "preprocess", "pad_to") if not hasattr(adapter, name)]
     if missing:
         raise InputError(
@@ -54,8 +58,19 @@ def _run(file: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
+    with _faults_of(file):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
     return module
+
+
+@contextmanager
+def _faults_of(file: Path) -> Iterator[None]:
+    """What the user's code raises becomes one line that names the place in their file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        place = f"{file}, line {lines[-1]}" if lines else str(file)
+        raise InputError(f"{place} raised {type(error).__name__}: {error}; correct the file") from error

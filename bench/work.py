@@ -130,6 +130,7 @@ class MethodWork:
             self._maps[name] = SplitMaps(
                 self._built.adapter, plan.dataset, self._session.names(name), tap=self.tap, inputs=self._inputs,
                 runtime=self._session.runtime, cache=self._built.cache, record=self._maps_record(name),
+                cheap=not (self._job.card.trainable or self._job.card.file),
             )
         return self._maps[name]
 

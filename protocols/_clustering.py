@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.contracts import Maps, Outcome, Scope, Work
-from bench.errors import InternalError, MismatchError
+from bench.distinct import Gatherer
+from bench.errors import MismatchError
 from bench.records import Choice, Preset, Source
 from bench.settings import InputSettings, setting
 
@@ -35,7 +36,7 @@ class ClusterSettings(InputSettings):
     whiten: bool = setting(True, "each dimension that the PCA keeps is scaled to unit variance")
     algorithm: Literal["lloyd", "minibatch"] = setting("lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans")
     engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
-    iterations: int = setting(100, "at most so many iterations of Lloyd's algorithm", minimum=1)
+    iterations: int = setting(50, "at most so many iterations of Lloyd's algorithm", minimum=1)
     tolerance: float = setting(1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0)
     fit: Literal["eval", "train"] = setting("eval", "the split whose vectors are clustered; the scored one takes the nearest")
 
@@ -45,7 +46,7 @@ _SHARED = {
     "whiten": Choice(True, Source.OURS, "the supplement does not say; the released evaluator whitens"),
     "normalize": Choice("none", Source.OURS, "not stated for pixel features"),
     "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
-    "iterations": Choice(100, Source.OURS, "not stated"),
+    "iterations": Choice(50, Source.OURS, "not stated; twice the default of faiss"),
     "fit": Choice("eval", Source.CODE, "clusters are fitted on the pictures they are scored on"),
 }
 
@@ -83,28 +84,22 @@ def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
     """Cluster all vectors into K and count the pixels of each cluster and class.
 
-    The ids of a picture are brought to the size of its label map by nearest neighbour (supplement, section 4: "upsampled to
-    match the original image resolution, before applying the Hungarian algorithm"; the kind of interpolation is not stated,
-    nearest is the only one that ids allow).
+    The ids of a picture are brought to the size of its label map by nearest neighbour (supplement, section 4: upsampled
+    to the original resolution before the Hungarian algorithm; the kind of interpolation is not stated, nearest is the
+    only one that ids allow).
     """
-    from bench import cluster
-
     reduced = work.remember(_reduction_record(settings), lambda: _reduce(work, settings), keep=True)
-    result = work.remember(
-        {**asdict(settings), "seed": seed, "stage": "clusters"}, lambda: _cluster(work, settings, reduced, seed), keep=False
-    )
-    labels = result["labels"]
-    if settings.fit == "train":
-        labels = cluster.assign(reduced["vectors"], result["centroids"], settings.engine, device=work.device)
+    record = {**asdict(settings), "seed": seed, "stage": "clusters"}
+    found = work.remember(record, lambda: _cluster(work, settings, reduced, seed), keep=False)
     grids = work.maps("eval").grids
-    assignments = [block.reshape(grid) for block, grid in zip(_split(labels, grids), grids, strict=True)]
+    assignments = [block.reshape(grid) for block, grid in zip(_split(found["labels"], grids), grids, strict=True)]
     return Outcome(
         counts=work.count(assignments, settings.clusters),
         assignments=assignments,
-        arrays={"centroids": result["centroids"]},
+        arrays={"centroids": found["centroids"]},
         shared={name: reduced[name] for name in ("mean", "scale", "components") if name in reduced},
         notes=_notes(settings, reduced),
-        facts={name: result[name].item() for name in ("inertia", "empty", "iterations")},
+        facts={name: found[name].item() for name in ("inertia", "empty", "iterations", "converged")},
     )
 
 
@@ -125,12 +120,12 @@ def _notes(settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]]) -> tu
 
 
 def _reduce(work: Work, settings: ClusterSettings) -> dict[str, NDArray[Any]]:
-    """Vectors (N, d) of the scored split, and of the split that is clustered where that is another."""
+    """Vectors of the scored split, and of the split that is clustered where that is another (see `Gathered`)."""
     source = work.maps("eval" if settings.fit == "eval" else "train")
     reduction = _fit(source, settings)
-    arrays: dict[str, NDArray[Any]] = {"vectors": _gather(work.maps("eval"), settings, reduction)}
+    arrays = _gather(work.maps("eval"), settings, reduction, "")
     if settings.fit == "train":
-        arrays["train_vectors"] = _gather(source, settings, reduction)
+        arrays |= _gather(source, settings, reduction, "train_")
     if reduction is not None:
         named = {"mean": reduction.mean, "scale": reduction.scale, "components": reduction.components}
         arrays |= {name: array for name, array in named.items() if array is not None}
@@ -138,7 +133,7 @@ def _reduce(work: Work, settings: ClusterSettings) -> dict[str, NDArray[Any]]:
 
 
 def _fit(maps: Maps, settings: ClusterSettings) -> Reduction | None:
-    """The first pass over the maps; none is needed where vectors are taken as they are, or only brought to unit length."""
+    """The first pass over the maps; none where vectors are taken as they are, or only brought to unit length."""
     from bench import cluster
 
     if not settings.pca and settings.normalize != "standardize":
@@ -149,42 +144,60 @@ def _fit(maps: Maps, settings: ClusterSettings) -> Reduction | None:
     return cluster.fit_reduction(moments, settings.pca, settings.whiten and settings.pca > 0, settings.normalize)
 
 
-def _gather(maps: Maps, settings: ClusterSettings, reduction: Reduction | None) -> NDArray[np.float32]:
-    """All vectors of a split, reduced, float32 (N, d): the only copy that is kept in memory."""
+def _gather(maps: Maps, settings: ClusterSettings, reduction: Reduction | None, name: str) -> dict[str, NDArray[Any]]:
+    """The second pass: the reduced vectors of a split, the only copy that is kept in memory."""
     from bench.cluster import normalize_l2
 
-    gathered: NDArray[np.float32] | None = None
-    start = 0
-    for block in maps:
+    def transform(block: NDArray[np.float32]) -> NDArray[np.float32]:
         if reduction is not None:
-            rows = reduction.apply(block)
-        else:
-            rows = normalize_l2(block) if settings.normalize == "l2" else block
-        if gathered is None:
-            gathered = np.empty((maps.vectors, rows.shape[1]), np.float32)
-        gathered[start : start + len(rows)] = rows
-        start += len(rows)
-    if gathered is None or start != len(gathered):
-        raise InternalError(f"the maps gave {start} vectors, {maps.vectors} were promised")
-    return gathered
+            return reduction.apply(block)
+        return normalize_l2(block) if settings.normalize == "l2" else block
+
+    gatherer = Gatherer(maps.vectors, transform)
+    for block in maps:
+        gatherer.add(block)
+    gathered = gatherer.result()
+    arrays: dict[str, NDArray[Any]] = {f"{name}vectors": gathered.vectors}
+    if gathered.index is not None:
+        arrays[f"{name}index"] = gathered.index
+    return arrays
 
 
-def _cluster(work: Work, settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]], seed: int) -> dict[str, NDArray[Any]]:
+def _cluster(
+    work: Work, settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]], seed: int
+) -> dict[str, NDArray[Any]]:
+    """Labels of all vectors of the scored split, in the smallest type that holds K, and what they follow from."""
     from bench import cluster
 
-    vectors = reduced["vectors" if settings.fit == "eval" else "train_vectors"]
+    name = "" if settings.fit == "eval" else "train_"
+    vectors, index = reduced[f"{name}vectors"], reduced.get(f"{name}index")
     if settings.algorithm == "minibatch":
-        found = cluster.minibatch_kmeans(vectors, settings.clusters, seed)
+        # it draws its batches from all vectors, repeated ones too
+        found = cluster.minibatch_kmeans(vectors if index is None else vectors[index], settings.clusters, seed)
+        index = None
     else:
-        what = f"K-means, K={settings.clusters}, seed {seed}"
-        with work.progress(settings.clusters + settings.iterations, what) as tick:
+        weights = None if index is None else np.bincount(index, minlength=len(vectors)).astype(np.float64)
+        with work.progress(settings.clusters + settings.iterations, f"K={settings.clusters}, seed {seed}") as tick:
             found = cluster.kmeans(
-                vectors, settings.clusters, seed, engine=settings.engine, iterations=settings.iterations,
-                tolerance=settings.tolerance, device=work.device, tick=tick,
+                vectors,
+                settings.clusters,
+                seed,
+                engine=settings.engine,
+                iterations=settings.iterations,
+                tolerance=settings.tolerance,
+                device=work.device,
+                weights=weights,
+                tick=tick,
             )
-    if not found.converged and settings.algorithm == "lloyd":
-        work.say(f"K={settings.clusters}, seed {seed}: stopped after {found.iterations} iterations, not yet settled")
+    labels = found.labels
+    if settings.fit == "train":
+        labels, index = cluster.assign(reduced["vectors"], found.centroids, settings.engine, work.device), reduced.get("index")
+    labels = labels.astype(np.min_scalar_type(settings.clusters))
     return {
-        "labels": found.labels.astype(np.min_scalar_type(settings.clusters)), "centroids": found.centroids,
-        "inertia": np.array(found.inertia), "empty": np.array(found.empty), "iterations": np.array(found.iterations),
+        "labels": labels if index is None else labels[index],
+        "centroids": found.centroids,
+        "inertia": np.array(found.inertia),
+        "empty": np.array(found.empty),
+        "iterations": np.array(found.iterations),
+        "converged": np.array(found.converged),
     }

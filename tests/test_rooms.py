@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"errors", "records", "metrics", "cluster", "paths", "clock", "progress", "cache", "files"},
+    {"errors", "records", "metrics", "cluster", "distinct", "paths", "clock", "progress", "cache", "files"},
     {"contracts", "registry", "images", "download", "checkpoints", "backbone", "networks.resnet", "usercode"},
     {"settings", "weights", "store", "datasets", "datasets.folder", "datasets.shapes", "datasets.voc"},
     {"features"},
@@ -27,7 +27,7 @@ LAYERS = [
 
 PLUGINS_MAY_IMPORT = {
     "adapters": {"records", "contracts", "errors", "settings", "backbone", "weights", "checkpoints", "registry"},
-    "protocols": {"records", "contracts", "errors", "settings", "metrics", "cluster"},
+    "protocols": {"records", "contracts", "errors", "settings", "metrics", "cluster", "distinct"},
 }
 
 

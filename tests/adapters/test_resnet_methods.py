@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from bench import registry
 from bench.adapters import _resnet, infomin, instdisc, moco_v2, supervised, swav
 from bench.adapters._resnet_card import ResNetOptions
+from bench.backbone import Backbone
 from bench.contracts import Adapter
 from bench.errors import CheckpointError
 from bench.networks.resnet import DilatedResNet
@@ -138,17 +140,17 @@ FILES: dict[str, tuple[str, str, Callable[[nn.Module], object]]] = {
 }
 
 
-def build(card: MethodCard, spec: str | None, folder: Path, output_stride: int = 8, **how) -> Adapter:
+def build(card: MethodCard, spec: str | None, folder: Path, output_stride: Any = 8, **how: Any) -> Backbone:
     checkpoint = resolve(card, spec, weights_dir=folder, **how)
     options = ResNetOptions(output_stride=output_stride)
     adapter = registry.load(card.factory)(AdapterRequest(card=card, checkpoint=checkpoint, options=options))
+    assert isinstance(adapter, Backbone)
+    assert isinstance(adapter, Adapter)
     return adapter.eval()
 
 
 def released(name: str, spec: str) -> tuple[MethodCard, str]:
     """The card of a method without hashes, which a look-alike cannot have, and the file name of a release."""
-    from dataclasses import replace
-
     card = CARDS[name]
     unhashed = tuple(replace(one, sha256="", md5="") for one in card.checkpoints)
     return replace(card, checkpoints=unhashed), next(one.filename for one in unhashed if one.name == spec)
@@ -249,7 +251,8 @@ def test_supervised_is_torchvisions_first_recipe():
     v1, old = supervised.CARD.checkpoints
     assert v1.url == torchvision.models.ResNet50_Weights.IMAGENET1K_V1.url
     for one in (v1, old):
-        assert re.search(r"-([0-9a-f]{8})\.pth$", one.url).group(1) == one.sha256
+        assert one.url.endswith(f"-{one.sha256}.pth")
+        assert len(one.sha256) == 8
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)

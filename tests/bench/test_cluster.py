@@ -391,3 +391,25 @@ def test_the_gpu_agrees_with_the_cpu(engine):
     gpu = cluster.lloyd(x, start, engine=engine, device="cuda")
     assert np.mean(cpu.labels == gpu.labels) >= 0.999
     assert gpu.inertia == pytest.approx(cpu.inertia, rel=1e-4)
+
+
+def test_weights_are_repetitions():
+    """Distinct vectors with weights cluster as the repeated vectors do, from the same start."""
+    rng = np.random.default_rng(0)
+    distinct = rng.standard_normal((40, 3)).astype(np.float32)
+    times = rng.integers(1, 30, 40)
+    repeated = np.repeat(distinct, times, axis=0)
+    start = distinct[:5]
+    one = cluster.lloyd(distinct, start, engine="torch", weights=times.astype(np.float64), tolerance=0)
+    other = cluster.lloyd(repeated, start, engine="torch", tolerance=0)
+    assert np.array_equal(np.repeat(one.labels, times), other.labels)
+    assert one.inertia == pytest.approx(other.inertia, rel=1e-6)
+    np.testing.assert_allclose(one.centroids, other.centroids, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_starts_are_drawn_by_weight():
+    """First starts: one vector in four, with three quarters of the weight, is drawn three times in four."""
+    x = np.eye(4, dtype=np.float32)
+    weights = np.array([9.0, 1.0, 1.0, 1.0])
+    first = [int(cluster.kmeans_plus_plus(x, 1, seed, weights=weights)[0].argmax()) for seed in range(400)]
+    assert 0.68 < np.mean(np.array(first) == 0) < 0.82

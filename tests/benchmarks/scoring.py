@@ -17,14 +17,16 @@ from bench import metrics
 PICTURES, SIDE, CLASSES, VOID = 65, 512, 21, 255
 
 
-def seconds(work: Callable[[], Any], repeats: int = 7) -> float:
-    """The shortest of several runs: what the work costs where nothing else disturbs it."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def shortest(repeats: int, *works: Callable[[], Any]) -> list[float]:
+    """The shortest time of each work, measured in turns, so that a busy machine disturbs all alike."""
+    turns = [[seconds(work) for work in works] for _ in range(repeats)]
+    return [min(times) for times in zip(*turns, strict=True)]
 
 
 def data(clusters: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,16 +61,17 @@ def measure_clusters(clusters: int) -> dict[str, float]:
         np.count_nonzero((mine | theirs) & valid)
 
     counts = count()
-    bare = seconds(lambda: np.bincount(index, minlength=clusters * columns))
-    ours = seconds(count_and_score)
-    pair = seconds(one_pair, repeats=3)
+    bare, ours = shortest(15, lambda: np.bincount(index, minlength=clusters * columns), count_and_score)
+    pair, held_out, null = shortest(
+        3, one_pair, lambda: metrics.held_out(counts, 0, 0), lambda: metrics.null(counts, 0, 0)
+    )
     return {
         "bare_bincount_s": bare,
         "count_match_score_s": ours,
         "ratio_to_bare_bincount": ours / bare,
         "speedup_over_pair_scans": pair * clusters * CLASSES / ours,
-        "held_out_s": seconds(lambda: metrics.held_out(counts, 0, 0), repeats=3),
-        "null_s": seconds(lambda: metrics.null(counts, 0, 0), repeats=3),
+        "held_out_s": held_out,
+        "null_s": null,
     }
 
 

@@ -1,0 +1,55 @@
+"""Equal vectors are gathered once, and every vector of the stream can be found again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench import distinct
+from bench.distinct import Gatherer
+from bench.errors import InternalError
+
+
+def gather(blocks, transform=lambda rows: rows):
+    gatherer = Gatherer(sum(map(len, blocks)), transform)
+    for block in blocks:
+        gatherer.add(block)
+    return gatherer.result()
+
+
+def test_one_hot_vectors_are_kept_once_each():
+    rng = np.random.default_rng(0)
+    blocks = [np.eye(5, dtype=np.float32)[rng.integers(0, k, 300)] for k in (2, 4, 5)]
+    found = gather(blocks)
+    assert len(found.vectors) == 5
+    assert np.array_equal(found.vectors[found.index], np.concatenate(blocks))
+
+
+def test_distinct_vectors_are_kept_in_order_without_an_index():
+    blocks = [np.random.default_rng(seed).standard_normal((50, 3)).astype(np.float32) for seed in range(3)]
+    found = gather(blocks)
+    assert found.index is None
+    assert np.array_equal(found.vectors, np.concatenate(blocks))
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_the_transform_is_applied(repeat):
+    block = np.arange(40, dtype=np.float32).reshape(20, 2)
+    blocks = [np.repeat(block, 5, 0) if repeat else block] * 2
+    found = gather(blocks, lambda rows: rows[:, :1] * 2)
+    whole = found.vectors if found.index is None else found.vectors[found.index]
+    assert np.array_equal(whole, np.concatenate(blocks)[:, :1] * 2)
+    assert (found.index is not None) == repeat
+
+
+def test_a_stream_of_another_length_is_a_fault():
+    gatherer = Gatherer(3, lambda rows: rows)
+    gatherer.add(np.zeros((2, 1), np.float32))
+    with pytest.raises(InternalError, match="2 vectors, 3 were promised"):
+        gatherer.result()
+
+
+def test_a_collision_is_noticed(monkeypatch):
+    monkeypatch.setattr(distinct, "_hash", lambda block: np.zeros(len(block), np.uint64))
+    with pytest.raises(InternalError, match="one hash"):
+        gather([np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]])

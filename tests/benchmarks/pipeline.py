@@ -1,0 +1,163 @@
+"""What the protocols cost beside the bare forward passes, and how much memory they need.
+
+    python tests/benchmarks/pipeline.py FOLDER     (a data set in VOC layout, e.g. 30 pictures of 480×360)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CLUSTERS = "21,50,100,200,500"
+
+
+def child(*words: object, folder: Path) -> dict[str, Any]:
+    """Run `bench` in a fresh process with its own cache and results; rows, seconds and peak memory (bytes)."""
+    environment = os.environ | {"DENSEBENCH_CACHE": str(folder / "cache"), "DENSEBENCH_RESULTS": str(folder / "rows")}
+    code = (
+        "import resource, sys, atexit\n"
+        "atexit.register(lambda: sys.stderr.write('PEAK %d' % resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))\n"
+        "from bench.cli import main\nmain()"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], env=environment, capture_output=True, text=True, check=True
+    )
+    seconds = time.perf_counter() - start
+    peak = int(done.stderr.rsplit("PEAK ", 1)[1]) * 1024
+    return {"rows": json.loads(done.stdout), "seconds": seconds, "peak": peak}
+
+
+def bare_forward(dataset: Path) -> float:
+    """Seconds of the network alone over the same pictures, decoded beforehand, in the harness's batches."""
+    import torch
+
+    from bench import registry
+    from bench.datasets import open_dataset
+    from bench.features import default_batch_size
+    from bench.records import AdapterRequest, Checkpoint
+
+    card = registry.card("methods", "supervised")
+    request = AdapterRequest(card=card, checkpoint=Checkpoint(name="random", kind="random"), options=card.options())
+    network = registry.load(card.factory)(request).eval()
+    opened = open_dataset(str(dataset))
+    pictures = [opened.picture(name).transpose(2, 0, 1).copy() for name in opened.names("val")]
+    size = default_batch_size("cpu")
+    batches = [torch.from_numpy(np.stack(pictures[i : i + size])) for i in range(0, len(pictures), size)]
+    with torch.inference_mode():
+        network(network.preprocess(batches[0][:1]), ("layer4",))
+        start = time.perf_counter()
+        for batch in batches:
+            network(network.preprocess(batch), ("layer4",))
+        return time.perf_counter() - start
+
+
+def phases(rows: list[dict[str, Any]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for row in rows:
+        for name, seconds in row["seconds"].items():
+            total[name] = round(total.get(name, 0.0) + seconds, 2)
+    return total
+
+
+def against_forward(dataset: Path) -> dict[str, Any]:
+    """Seconds inside the harness, all phases but building the network, over the bare forward passes."""
+    common = ["eval", "--method", "supervised@random", "--dataset", dataset, "--protocol", "kmeans", "--json"]
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        before = bare_forward(dataset)
+        kmeans = child(*common, folder=Path(one))
+        both = child(*common, "--protocol", "overclustering", "--clusters", CLUSTERS, folder=Path(other))
+        after = bare_forward(dataset)
+    bare = (before + after) / 2
+    report: dict[str, Any] = {"bare forward seconds, before and after": [round(before, 2), round(after, 2)]}
+    for name, run in (("kmeans", kmeans), ("kmeans and overclustering", both)):
+        work = sum(s for row in run["rows"] for phase, s in row["seconds"].items() if phase in _OUTER)
+        report[name] = {
+            "ratio": round(work / bare, 2), "seconds": round(work, 2), "whole process, seconds": round(run["seconds"], 2),
+            "phases": phases(run["rows"]),
+        }
+    return report
+
+
+_OUTER = ("fingerprint", "vectors", "clusters", "labels", "count", "score", "save")
+"""Phases that do not contain one another; `vectors` holds forward passes, cache and PCA."""
+
+
+def make_pictures(root: Path, count: int, side: int, classes: int = 21) -> Path:
+    """A data set in VOC layout of `count` random pictures with blocky labels."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    names = [f"picture{index:05d}" for index in range(count)]
+    for name in names:
+        small = rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)
+        Image.fromarray(small).resize((side, side)).save(root / "JPEGImages" / f"{name}.jpg")
+        cells = rng.integers(0, classes, (8, 8), np.uint8)
+        Image.fromarray(cells).resize((side, side), Image.Resampling.NEAREST).save(root / "SegmentationClass" / f"{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
+    (root / "classes.txt").write_text("\n".join(f"class {index}" for index in range(classes)) + "\n")
+    return root
+
+
+def growth() -> dict[str, Any]:
+    """Peak memory from 30 to 300 pictures, against the reduced vectors that were added."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        words = ["eval", "--method", "timm:resnet18@random", "--protocol", "kmeans", "--seeds", 1, "--json", "--dataset"]
+        peaks = {}
+        make_pictures(folder / "set", 300, 256)
+        for count in (30, 300):
+            run = child(*words, folder / "set", "--limit", count, folder=folder / f"out{count}")
+            peaks[count] = run["peak"]
+        added = 270 * 32 * 32 * 32 * 4
+    return {"peak MB": {n: round(p / 1e6) for n, p in peaks.items()}, "added vectors MB": round(added / 1e6),
+            "growth over added vectors": round((peaks[300] - peaks[30]) / added, 2)}
+
+
+def voc_sized() -> dict[str, Any]:
+    """`noise` of width 64, preset paper, K = 21, one seed, 1,449 pictures of 512²: 5.9 million vectors."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        make_pictures(folder / "set", 1449, 512)
+        run = child(
+            "eval", "--method", "noise", "--set", "noise.width=64", "--protocol", "kmeans:paper", "--set", "kmeans.clusters=21",
+            "--seeds", 1, "--json", "--dataset", folder / "set", folder=folder,
+        )
+    return {"peak MB": round(run["peak"] / 1e6), "seconds": round(run["seconds"], 1), "phases": phases(run["rows"])}
+
+
+def start_up() -> dict[str, float]:
+    """CPU seconds of the commands people type to look around (median of 5)."""
+    figures = {}
+    for words in (["--help"], ["list", "methods"]):
+        times = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-m", "bench", *words], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        figures["bench " + " ".join(words)] = round(float(np.median(times)), 3)
+    return figures
+
+
+def measure(dataset: Path | None) -> dict[str, Any]:
+    report: dict[str, Any] = {"start-up, CPU seconds": start_up()}
+    if dataset is not None:
+        report["against bare forward passes"] = {"pictures": dataset.name, **against_forward(dataset)}
+    report["memory from 30 to 300 pictures"] = growth()
+    report["VOC-sized"] = voc_sized()
+    return report
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]) if len(sys.argv) > 1 else None), indent=1))  # noqa: T201

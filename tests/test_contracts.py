@@ -1,0 +1,145 @@
+"""Everything registered keeps its contract, whoever registered it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench import registry
+from bench.backbone import Backbone
+from bench.errors import InputError, UnknownNameError
+from bench.records import AdapterRequest, Checkpoint, DatasetCard
+from bench.testing import check_adapter, check_method_card, check_protocol
+
+ARGUMENTS = {"timm": "resnet18"}
+
+
+def build(name: str, argument: str = ""):
+    card = registry.card("methods", name)
+    checkpoint = Checkpoint(name="random", kind="random" if card.trainable else "none")
+    request = AdapterRequest(card=card, checkpoint=checkpoint, argument=argument, options=card.options(), classes=3)
+    return registry.load(card.factory)(request)
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_method_cards_state_their_facts(name):
+    check_method_card(registry.card("methods", name))
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_adapters_keep_their_contract(name):
+    check_adapter(build(name, ARGUMENTS.get(name, "")))
+
+
+def test_a_vision_transformer_keeps_the_contract():
+    check_adapter(build("timm", "vit_tiny_patch16_224"))
+
+
+@pytest.mark.parametrize("name", registry.names("protocols"))
+def test_protocols_keep_their_contract(name):
+    check_protocol(registry.card("protocols", name))
+
+
+@pytest.mark.parametrize("name", registry.names("datasets"))
+def test_dataset_cards_state_their_facts(name):
+    card = registry.card("datasets", name)
+    assert isinstance(card, DatasetCard)
+    assert card.name == name
+    assert len(card.classes) > 1
+    assert card.background is None or card.classes[card.background] == "background"
+    assert callable(registry.load(card.prepare))
+
+
+def test_a_random_initialisation_is_a_function_of_its_seed():
+    card = registry.card("methods", "supervised")
+
+    def weights(seed):
+        checkpoint = Checkpoint(name="random", kind="random", seed=seed)
+        adapter = registry.load(card.factory)(AdapterRequest(card=card, checkpoint=checkpoint, options=card.options()))
+        return torch.cat([p.flatten()[:10] for p in adapter.parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_nothing_is_registered_by_a_name_in_the_core():
+    """The built-ins come in by entry points: cards load without torch."""
+    code = (
+        "import sys\nfrom bench import registry\n"
+        "for kind in registry.GROUPS: registry.cards(kind)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(UnknownNameError, match=r"no method called 'swaf'.*'swav'.*moco_v2.*bench\.adapters"):
+        registry.card("methods", "swaf")
+
+
+def test_a_broken_plugin_is_named_and_does_not_hide_the_others(monkeypatch, caplog):
+    from importlib.metadata import EntryPoint
+
+    points = dict(registry._points("methods"))
+    broken = EntryPoint("broken", "no.such.module:CARD", "bench.adapters")
+    monkeypatch.setattr(registry, "_points", lambda kind: {**points, "broken": broken})
+    monkeypatch.setattr(registry, "origin", lambda kind, name: "some-plugin")
+    with pytest.raises(InputError, match=r"'broken' of some-plugin cannot be loaded: ModuleNotFoundError"):
+        registry.card("methods", "broken")
+    assert "swav" in registry.cards("methods")
+    assert "cannot be loaded" in caplog.text
+
+
+class Blind(torch.nn.Module):
+    """A network that looks at the rest of its batch."""
+
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "channels", "says"),
+    [
+        (Blind(), 3, "changes by"),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.MaxPool2d(2)), 4, "its tap promises"),
+    ],
+)
+def test_broken_adapters_are_found_out(network, channels, says):
+    with pytest.raises(AssertionError, match=says):
+        check_adapter(Backbone(network, stride=1, channels=channels))
+
+
+def test_maps_without_gradients_are_found_out():
+    class Detached(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.layer(x).detach().requires_grad_(True)
+
+    with pytest.raises(AssertionError, match="gradient"):
+        check_adapter(Backbone(Detached(), stride=1, channels=4))
+
+
+def test_a_protocol_that_loses_pixels_is_found_out(monkeypatch):
+    import dataclasses
+
+    from bench.contracts import Outcome
+    from bench.metrics import Counts
+
+    card = registry.card("protocols", "kmeans")
+    run = registry.load(card.run)
+
+    def lossy(work, settings, seed):
+        dense = run(work, settings, seed).counts.dense()
+        dense[0] //= 2
+        return Outcome(counts=Counts.from_dense(dense))
+
+    real = registry.load
+    monkeypatch.setattr(registry, "load", lambda target: lossy if target == "lossy" else real(target))
+    with pytest.raises(AssertionError, match="counted"):
+        check_protocol(dataclasses.replace(card, run="lossy"))
