@@ -31,7 +31,6 @@ CacheFolder = Annotated[Path | None, typer.Option("--cache", help="folder of the
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
-
 _INTERRUPTED = 130
 
 
@@ -128,11 +127,6 @@ def eval(
     from bench import formats, tables
     from bench.evaluate import evaluate
 
-    log.info(
-        "%s %s: %d pictures, %d classes; presets %s; %d seeds; rows in %s", plan.dataset.name, plan.split, len(plan.names),
-        len(plan.dataset.classes), ", ".join(f"{c.card.name}:{c.preset.name}" for c in plan.jobs[0].protocols), seeds,
-        request.results,
-    )
     rows = evaluate(plan)
     _print(json.dumps([row.to_json() for row in rows], indent=1) if as_json else formats.text(tables.build(rows)))
 

@@ -78,7 +78,8 @@ def _dataset(name: str | None) -> Iterator[Finding]:
         for problem in problems:
             yield Finding(False, problem)
         if not problems:
-            yield Finding(True, f"{found.name} {split}: {len(names)} pictures and their masks opened, {len(found.classes)} classes")
+            seen = f"{len(names)} pictures and their masks opened, {len(found.classes)} classes"
+            yield Finding(True, f"{found.name} {split}: {seen}")
 
 
 def _method(spec: str, dataset: str | None, device: str, results: Path, cache: Path) -> Iterator[Finding]:
@@ -88,8 +89,8 @@ def _method(spec: str, dataset: str | None, device: str, results: Path, cache: P
     from bench.work import MethodWork, build
 
     request = Request(
-        methods=(spec,), protocols=("kmeans",), dataset=dataset or default_dataset(), device=device, limit=1, results=results,
-        cache=cache,
+        methods=(spec,), protocols=("kmeans",), dataset=dataset or default_dataset(), device=device, limit=1,
+        results=results, cache=cache,
     )
     with ExitStack() as resources:
         plan = make_plan(request)
@@ -99,4 +100,5 @@ def _method(spec: str, dataset: str | None, device: str, results: Path, cache: P
         maps = work.maps("eval")
         for _ in maps.compute():
             pass
-        yield Finding(True, f"{spec}: weights loaded, map {work.tap} of {plan.names[0]} is {maps.grids[0]} × {maps.channels}")
+        seen = f"map {work.tap} of {plan.names[0]} is {maps.grids[0]} × {maps.channels}"
+        yield Finding(True, f"{spec}: weights loaded, {seen}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from bench import metrics, predictions, registry
 from bench.cache import Cache
 from bench.clock import Clock, peak_memory
 from bench.contracts import Outcome, Variant
-from bench.errors import SettingError
+from bench.errors import DatasetError, SettingError
 from bench.features import Runtime, default_batch_size, pick_device
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import track
@@ -29,18 +30,33 @@ from bench.work import Built, MethodWork, Session, build
 
 __all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "usable_device", "wanted_seeds"]
 
+log = logging.getLogger(__name__)
+
 
 def evaluate(plan: Plan, *, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """Make every row of the plan, or read it where it is finished; rows are saved as they are made."""
     with ExitStack() as resources:
         session = open_session(plan, resources)
         session.store.check_writable()
+        _state_defaults(session)
         rows = []
         for job in plan.jobs:
             for row in _evaluate_method(session, job):
                 on_row(row)
                 rows.append(row)
     return rows
+
+
+def _state_defaults(session: Session) -> None:
+    """The first line of output: what was chosen where nothing was said."""
+    plan, request, runtime = session.plan, session.plan.request, session.runtime
+    presets = ", ".join(f"{choice.card.name}:{choice.preset.name}" for choice in plan.jobs[0].protocols)
+    log.info(
+        "%s %s: %d pictures, %d classes; %s; seeds %d to %d; %s %s, batches of %d; rows in %s, cache in %s",
+        plan.dataset.name, plan.split, len(plan.names), len(plan.dataset.classes), presets, request.seed,
+        request.seed + request.seeds - 1, runtime.device, runtime.precision, runtime.batch_size, request.results,
+        request.cache,
+    )  # fmt: skip
 
 
 def open_session(plan: Plan, resources: ExitStack) -> Session:
@@ -190,6 +206,7 @@ def _evaluate_row(
             **provenance(session.runtime.device, session.runtime.precision),
             "weights_sha256": built.weights_sha256,
             "weights_account": getattr(built.adapter, "account", {}),
+            "map": asdict(built.adapter.taps[work.tap]),
             **({"earlier": stored.provenance} if stored else {}),
         },
         seconds=session.runtime.clock.take(),
@@ -200,7 +217,13 @@ def _evaluate_row(
 
 def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:
     """Every convention from one seed's counts."""
-    scores = metrics.evaluate(outcome.counts, background=session.plan.dataset.background, seed=seed)
+    plan = session.plan
+    scores = metrics.evaluate(outcome.counts, background=plan.dataset.background, seed=seed)
+    if scores["void_pictures"] == len(plan.names):
+        raise DatasetError(
+            f"the label maps of {plan.split!r} of {plan.dataset.name} hold nothing but void (255): nothing can be "
+            "scored; choose another --split or correct the maps"
+        )
     return {"seed": seed, **outcome.facts, **scores}
 
 

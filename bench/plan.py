@@ -15,9 +15,9 @@ from bench.errors import DownloadError, MismatchError, SettingError
 from bench.records import Checkpoint, MethodCard, Preset, ProtocolCard
 from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset
 
-log = logging.getLogger(__name__)
-
 __all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method"]
+
+log = logging.getLogger(__name__)
 
 _FILE_METHOD = re.compile(r"^(?P<file>.+\.py):(?P<factory>[A-Za-z_]\w*)(?:@(?P<checkpoint>.+))?$")
 
@@ -135,15 +135,19 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
         parse_size(request.size)
     dataset = open_dataset(request.dataset)
     split = request.split or dataset.eval_split
-    if request.split is None and split == dataset.train_split:
-        log.info("%s has no split val: its split %s is scored; choose another with --split", dataset.name, split)
+    if request.split is None and split != "val":
+        log.info("%s: its split %s is scored; choose another with --split", dataset.name, split)
     names = dataset.names(split)[: request.limit]
     protocols = tuple(
-        _choose(card, preset or request.preset, request, overrides, dataset.default_preset) for card, preset in protocol_cards
+        _choose(card, preset or request.preset, request, overrides, dataset.default_preset)
+        for card, preset in protocol_cards
     )
     if request.clusters and not any(choice.card.name == "overclustering" for choice in protocols):
-        raise SettingError("--clusters belongs to --protocol overclustering; K of kmeans is set by --set kmeans.clusters=K")
-    jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in _with_checkpoints(methods, request.checkpoint))
+        raise SettingError(
+            "--clusters belongs to --protocol overclustering; K of kmeans is set by --set kmeans.clusters=K"
+        )
+    settled = _with_checkpoints(methods, request.checkpoint)
+    jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in settled)
     for job in jobs:
         _check_fit(job, dataset)
     return Plan(request=request, dataset=dataset, split=split, names=names, jobs=jobs)
@@ -159,8 +163,8 @@ def _check_owners(overrides: Sequence[Override], methods: Sequence[_Method], pro
     for override in overrides:
         if override.owner and override.owner not in known:
             raise SettingError(
-                f"--set {override}: {override.owner!r} is no part of this command.{registry.near(override.owner, known)} "
-                f"Owners here: {', '.join(sorted(known))}"
+                f"--set {override}: {override.owner!r} is no part of this command."
+                f"{registry.near(override.owner, known)} Owners here: {', '.join(sorted(known))}"
             )
 
 
@@ -201,7 +205,9 @@ def _job(
         method.card.options(), {o.key: o.value for o in overrides if o.owner == method.card.name}, method.card.name
     )
     if method.card.file and method.checkpoint:
-        raise SettingError(f"--method {method.spec}: a method from a file loads its own weights; drop @{method.checkpoint}")
+        raise SettingError(
+            f"--method {method.spec}: a method from a file loads its own weights; drop @{method.checkpoint}"
+        )
     checkpoint = _checkpoint(method, _checkpoint_overrides(overrides), fetch)
     if method.card.file:
         checkpoint = replace(checkpoint, sha256=method.card.file_sha256)
@@ -236,8 +242,9 @@ def _checkpoint_overrides(overrides: Sequence[Override]) -> Mapping[str, str]:
     for key in about:
         if key not in ("key", "prefix", "seed"):
             raise SettingError(
-                f"checkpoint has no setting {key!r}.{registry.near(key, ('key', 'prefix', 'seed'))} Settings of checkpoint: "
-                "key (the entry of the file that holds the weights), prefix (of the wanted keys), seed (of `random`)"
+                f"checkpoint has no setting {key!r}.{registry.near(key, ('key', 'prefix', 'seed'))} Settings of "
+                "checkpoint: key (the entry of the file that holds the weights), prefix (of the wanted keys), seed (of "
+                "`random`)"
             )
     if not about.get("seed", "0").isdigit():
         raise SettingError(f"checkpoint.seed={about['seed']} does not fit: expected a whole number of at least 0")
@@ -248,6 +255,6 @@ def _check_fit(job: Job, dataset: Dataset) -> None:
     """What can be told apart before the network is built; the maps' kinds are checked when it is."""
     if not dataset.classes:
         raise MismatchError(
-            f"the data set {dataset.name} has no label masks, which {', '.join(p.card.name for p in job.protocols)} needs: "
-            "add SegmentationClass/ and ImageSets/Segmentation/val.txt"
+            f"the data set {dataset.name} has no label masks, which {', '.join(p.card.name for p in job.protocols)} "
+            "needs: add SegmentationClass/ and ImageSets/Segmentation/val.txt"
         )

@@ -39,15 +39,16 @@ def build(request: AdapterRequest) -> Any:
     if not callable(factory):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UnknownNameError(
-            f"{file} has no function {factory_name!r}.{near(factory_name, functions)} It defines: {', '.join(functions)}"
+            f"{file} has no function {factory_name!r}.{near(factory_name, functions)} It defines: "
+            f"{', '.join(functions) or 'none'}"
         )
     with _faults_of(file):
         adapter = factory()
     missing = [name for name in ("taps", "preprocess", "pad_to") if not hasattr(adapter, name)]
     if missing:
         raise InputError(
-            f"{factory_name} of {file} returned a {type(adapter).__name__} without {', '.join(missing)}: wrap the network, "
-            "`return bench.backbone.Backbone(network, stride=32, channels=512)`"
+            f"{factory_name} of {file} returned a {type(adapter).__name__} without {', '.join(missing)}: wrap the "
+            "network, `return bench.backbone.Backbone(network, stride=32, channels=512)`"
         )
     return adapter
 

@@ -83,8 +83,9 @@ class FolderDataset:
         self.name = name or (card.name if card else self.root.resolve().name)
         self.default_preset = card.default_preset if card else "native"
         splits = self.splits()
-        self.train_split = card.train_split if card else "train" if "train" in splits else splits[0]
-        self.eval_split = card.eval_split if card else "val" if "val" in splits else self.train_split
+        usual = next((split for split in ("val", "train") if split in splits), splits[0])
+        self.train_split = card.train_split if card else "train"   # never the one that is scored
+        self.eval_split = card.eval_split if card else usual
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -1,0 +1,170 @@
+"""Maps stream in list order, whatever the batches, threads and cache do; and labels are counted by cell without loss."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from bench.backbone import Backbone
+from bench.cache import Cache
+from bench.datasets import open_dataset
+from bench.errors import FeatureError
+from bench.features import Runtime, SplitMaps, grid, prefetch
+from bench.labels import CellLabels
+from bench.metrics import count_pixels
+from bench.records import Tap
+from bench.settings import InputSettings
+
+
+class Means(torch.nn.Module):
+    """Mean colour of 8×8 cells: easy to compute by hand."""
+
+    def forward(self, x):
+        return torch.nn.functional.avg_pool2d(x, 8)
+
+
+def backbone(**changes):
+    given = {"stride": 8, "channels": 3, "mean": (0, 0, 0), "std": (1, 1, 1)} | changes
+    return Backbone(changes.pop("body", Means()), **{key: value for key, value in given.items() if key != "body"})
+
+
+def maps_of(voc, tmp_path, *, adapter=None, runtime=None, size="native", record=None, cache=None, dtype="float32"):
+    dataset = open_dataset(str(voc))
+    return SplitMaps(
+        adapter or backbone(),
+        dataset,
+        dataset.names("val"),
+        tap="last",
+        inputs=InputSettings(size=size, dtype=dtype),
+        runtime=runtime or Runtime(),
+        cache=cache or Cache(tmp_path / "cache"),
+        record=record or {"size": size, "dtype": dtype},
+    )
+
+
+@pytest.mark.parametrize(
+    ("tap", "picture", "extent", "pad", "expected"),
+    [
+        (Tap(name="a", channels=1, stride=8), (375, 500), (375, 500), 8, (47, 63)),
+        (Tap(name="a", channels=1, stride=16), (375, 500), (512, 512), 32, (32, 32)),
+        (Tap(name="a", channels=1, stride=14), (100, 30), (100, 30), 14, (8, 3)),
+        (Tap(name="iic trunk", channels=1, stride=2, offset=4), (128, 128), (128, 128), 2, (60, 60)),
+        (Tap(name="iic head", channels=1, stride=2, offset=2), (128, 128), (128, 128), 2, (62, 62)),
+        (Tap(name="labels", channels=1, stride=1, frame="label"), (375, 500), (512, 512), 1, (375, 500)),
+    ],
+)
+def test_grids(tap, picture, extent, pad, expected):
+    assert grid(tap, picture, extent, pad) == expected
+
+
+def test_maps_are_what_the_network_gives_in_list_order(voc, tmp_path):
+    maps = maps_of(voc, tmp_path)
+    dataset = open_dataset(str(voc))
+    blocks = list(maps)
+    assert len(blocks) == len(maps.names) == 6
+    assert sum(map(len, blocks)) == maps.vectors
+    for name, (h, w), block in zip(maps.names, maps.grids, blocks, strict=True):
+        picture = dataset.picture(name).astype(np.float64) / 255
+        picture = np.pad(picture, ((0, h * 8 - len(picture)), (0, w * 8 - picture.shape[1]), (0, 0)), mode="edge")
+        expected = picture.reshape(h, 8, w, 8, 3).mean((1, 3)).reshape(-1, 3)
+        np.testing.assert_allclose(block, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["native", "40x56"])
+def test_second_pass_reads_what_the_first_computed(voc, tmp_path, size, monkeypatch):
+    maps = maps_of(voc, tmp_path, size=size)
+    first = [block.copy() for block in maps]
+    monkeypatch.setattr(SplitMaps, "compute", lambda self: pytest.fail("computed again"))
+    for again in (maps, maps_of(voc, tmp_path, size=size)):
+        assert again.cached
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_an_abandoned_pass_leaves_nothing_in_the_cache(voc, tmp_path):
+    maps = maps_of(voc, tmp_path)
+    stream = iter(maps)
+    next(stream)
+    stream.close()
+    assert not maps.cached
+    assert list((tmp_path / "cache" / "entries").iterdir()) == []
+
+
+def test_a_full_disk_ends_the_cache_and_not_the_run(voc, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.cache.Writer.append", full)
+    maps = maps_of(voc, tmp_path)
+    with caplog.at_level(logging.WARNING, "bench"):
+        assert len(list(maps)) == 6
+    assert "going on without it" in caplog.text
+    assert len(list(maps)) == 6
+
+
+def test_half_precision_is_rounded_with_and_without_the_cache(voc, tmp_path, monkeypatch):
+    kept = maps_of(voc, tmp_path, dtype="float16")
+    list(kept)
+    from_cache = list(kept)
+    monkeypatch.setattr(Cache, "room_for", lambda self, nbytes: False)
+    computed = list(maps_of(voc, tmp_path, dtype="float16", cache=Cache(tmp_path / "other")))
+    for a, b in zip(from_cache, computed, strict=True):
+        assert a.dtype == np.float32
+        assert np.array_equal(a, b)
+        assert np.array_equal(a, a.astype(np.float16))
+
+
+def test_a_map_of_another_shape_than_promised_names_the_picture(voc, tmp_path):
+    with pytest.raises(FeatureError, match=r"val0 has \d+ cells of width 3, expected a grid"):
+        list(maps_of(voc, tmp_path, adapter=backbone(stride=4, pad_to=8)))
+
+
+def test_nan_names_the_picture(voc, tmp_path):
+    class Bad(Means):
+        def forward(self, x):
+            out = super().forward(x)
+            return torch.where(out > 0.9, torch.nan, out) if (x > 0.9).all(1).any() else out
+
+    dataset = open_dataset(str(voc))
+    from PIL import Image
+
+    path = voc / "JPEGImages" / "val3.jpg"
+    Image.fromarray(np.full(dataset.picture("val3").shape, 255, np.uint8)).save(path)
+    with pytest.raises(FeatureError, match=r"'val3' holds NaN"):
+        list(maps_of(voc, tmp_path, adapter=backbone(body=Bad())))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_prefetch_keeps_the_order_and_passes_errors_on(workers):
+    batches = [[index] for index in range(20)]
+    assert [loaded for _, loaded in prefetch(batches, lambda batch: batch[0] ** 2, workers)] == [n**2 for n in range(20)]
+
+    def load(batch):
+        return 1 // (3 - batch[0])
+
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        for batch, _ in prefetch(batches, load, workers):
+            seen.append(batch[0])
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", ["native", "40x56", "96"])
+def test_counting_by_cells_equals_counting_pixels(voc, tmp_path, size):
+    """Ids upsampled by torch's nearest-exact over the padded input, cropped and brought back, then counted one by one."""
+    maps = maps_of(voc, tmp_path, size=size)
+    dataset = open_dataset(str(voc))
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 5, shape) for shape in maps.grids]
+    counts = CellLabels.read(dataset, maps, maps.names).count(ids, 5).dense()
+    for index, name in enumerate(maps.names):
+        padded = np.kron(ids[index], np.ones((8, 8), int))
+        seen = padded[: maps.extents[index][0], : maps.extents[index][1]]
+        label = dataset.label(name)
+        full = torch.nn.functional.interpolate(
+            torch.from_numpy(seen)[None, None].double(), size=label.shape, mode="nearest-exact"
+        )[0, 0].numpy()
+        expected = count_pixels(full.astype(np.int64), label, 5, 3)
+        assert np.array_equal(counts[index], expected)
