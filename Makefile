@@ -22,6 +22,7 @@ demo: $(VENV)/demo
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: check

@@ -94,9 +94,7 @@ CARD = MethodCard(
                 "download InsDis.pth from the folder "
                 "https://www.dropbox.com/sh/87d24jqsl6ra7t2/AABdDXZZBTnMQCBrg1yrQKVCa?dl=0"
             ),
-            layouts=(
-                KeyRule(entry="model", prefix="module.encoder.", probe=(("module.head.0.weight", (128, 2048)),)),
-            ),
+            layouts=(KeyRule(entry="model", prefix="module.encoder.", probe=(("module.head.0.weight", (128, 2048)),)),),
             licence="BSD-2-Clause (PyContrast)",
             training_data="ImageNet-1k without labels",
             verified=(

@@ -16,7 +16,10 @@ from bench import paths
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    name="bench", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Score the dense features of any backbone under every published convention at once.",
 )
 data = typer.Typer(no_args_is_help=True, help="Make or fetch data sets, and choose the default.")
@@ -27,7 +30,9 @@ app.add_typer(cache, name="cache")
 log = logging.getLogger("bench")
 
 Results = Annotated[Path | None, typer.Option(help="folder of rows [default: DENSEBENCH_RESULTS or results/runs]")]
-CacheFolder = Annotated[Path | None, typer.Option("--cache", help="folder of the feature cache [default: DENSEBENCH_CACHE]")]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", help="folder of the feature cache [default: DENSEBENCH_CACHE]")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
@@ -59,12 +64,12 @@ def _run() -> int:
         if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
             raise
         message = error.format_message()
-        if "\n" in message:   # a command without arguments shows its help
+        if "\n" in message:  # a command without arguments shows its help
             sys.stderr.write(f"{message}\n")
             return 2
         context = getattr(error, "ctx", None)
         return _refuse(f"{message.rstrip('.')}; see `{context.command_path if context else 'bench'} --help`")
-    if status == _INTERRUPTED:   # some versions of typer turn the interrupt into this status themselves
+    if status == _INTERRUPTED:  # some versions of typer turn the interrupt into this status themselves
         sys.stderr.write("bench: interrupted; finished rows are kept, the same command goes on from there\n")
     return status
 
@@ -91,7 +96,7 @@ def eval(
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
     size: Annotated[str | None, typer.Option(help="network input: native, N (stretched to N×N) or HxW")] = None,
-    batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: 4 on a CPU, 16 on a GPU]")] = 0,
+    batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: by pixels]")] = 0,
     workers: Annotated[int, typer.Option(min=-1, help="threads that decode [default: 1 on a CPU, 8 on a GPU]")] = -1,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
@@ -99,7 +104,9 @@ def eval(
     set_: Annotated[list[str] | None, typer.Option("--set", help="[owner.]key=value; repeatable")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="price the job and stop")] = False,
     again: Annotated[bool, typer.Option("--again", help="compute finished rows again")] = False,
-    save_predictions: Annotated[bool, typer.Option("--save-predictions", help="write label maps beside the rows")] = False,
+    save_predictions: Annotated[
+        bool, typer.Option("--save-predictions", help="write label maps beside the rows")
+    ] = False,
     as_json: Json = False,
     results: Results = None,
     cache_folder: CacheFolder = None,
@@ -112,11 +119,26 @@ def eval(
     if precision not in ("fp32", "bf16"):
         raise SettingError(f"--precision {precision} does not fit: expected fp32 or bf16")
     request = Request(
-        methods=tuple(method), protocols=tuple(protocol), dataset=dataset or default_dataset(), split=split,
-        checkpoint=checkpoint, preset=preset, clusters=_whole_numbers(clusters), seeds=seeds, seed=seed, size=size,
-        batch_size=batch_size, workers=workers, device=device, precision=precision, limit=limit,
-        overrides=tuple(set_ or ()), again=again, save_predictions=save_predictions,
-        results=results or paths.results_root(), cache=cache_folder or paths.cache_root(),
+        methods=tuple(method),
+        protocols=tuple(protocol),
+        dataset=dataset or default_dataset(),
+        split=split,
+        checkpoint=checkpoint,
+        preset=preset,
+        clusters=_whole_numbers(clusters),
+        seeds=seeds,
+        seed=seed,
+        size=size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        limit=limit,
+        overrides=tuple(set_ or ()),
+        again=again,
+        save_predictions=save_predictions,
+        results=results or paths.results_root(),
+        cache=cache_folder or paths.cache_root(),
     )
     plan = make_plan(request, fetch=not dry_run)
     if dry_run:
@@ -169,7 +191,9 @@ def table(
     folder = results or paths.results_root()
     rows = Store(folder).rows()
     if not rows:
-        raise InputError(f"there are no rows in {folder}: make some with `bench eval`, or name their folder with --results")
+        raise InputError(
+            f"there are no rows in {folder}: make some with `bench eval`, or name their folder with --results"
+        )
     text = formats.render(tables.build(rows), format)
     if output is None:
         _print(text)
@@ -240,8 +264,8 @@ def cache_info(cache_folder: CacheFolder = None) -> None:
     store = Cache(cache_folder or paths.cache_root())
     entries = list(store.entries())
     _print(
-        f"{store.root}: {len(entries)} entries, {sum(size for _, size in entries) / 1e9:.2f} GB; {store.free() / 1e9:.1f} GB of "
-        "disk free"
+        f"{store.root}: {len(entries)} entries, {sum(size for _, size in entries) / 1e9:.2f} GB; "
+        f"{store.free() / 1e9:.1f} GB of disk free"
     )
 
 
@@ -262,8 +286,14 @@ def quickstart(
 ) -> None:
     """The whole story on the embedded data set: a table of a random network and the floors, downloading nothing."""
     eval(
-        method=["timm:resnet18@random", "colour", "noise", "oracle"], protocol=["kmeans", "overclustering"], dataset="shapes",
-        clusters="50,200", seeds=3, limit=limit, results=results, cache_folder=cache_folder,
+        method=["timm:resnet18@random", "colour", "noise", "oracle"],
+        protocol=["kmeans", "overclustering"],
+        dataset="shapes",
+        clusters="50,200",
+        seeds=3,
+        limit=limit,
+        results=results,
+        cache_folder=cache_folder,
     )
 
 
@@ -277,8 +307,8 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     pass
-
-

@@ -20,8 +20,20 @@ from scipy.sparse import csc_array
 from bench.errors import InternalError, SettingError
 
 __all__ = [
-    "ENGINES", "RANK_TOLERANCE", "KMeansResult", "Moments", "Reduction", "assign", "default_engine", "faiss_available",
-    "fit_reduction", "kmeans", "kmeans_plus_plus", "lloyd", "minibatch_kmeans", "normalize_l2",
+    "ENGINES",
+    "RANK_TOLERANCE",
+    "KMeansResult",
+    "Moments",
+    "Reduction",
+    "assign",
+    "default_engine",
+    "faiss_available",
+    "fit_reduction",
+    "kmeans",
+    "kmeans_plus_plus",
+    "lloyd",
+    "minibatch_kmeans",
+    "normalize_l2",
 ]
 
 Floats = NDArray[np.float32]
@@ -159,9 +171,7 @@ def fit_reduction(moments: Moments, dimensions: int, whiten: bool, normalize: No
     return Reduction(mean, scale32, np.ascontiguousarray(directions, np.float32), rank, explained, l2)
 
 
-def _principal(
-    covariance: NDArray[np.float64], most: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _principal(covariance: NDArray[np.float64], most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Variances (d,), largest first, and unit directions (D, d), the largest entry of each positive."""
     width = len(covariance)
     first = max(width - most, 0)
@@ -260,7 +270,8 @@ def _nearest_by_torch(centroids: Floats, device: str) -> Nearest:
     most = max(_TORCH_DISTANCES // len(centroids), 1024)
 
     def nearest(block: Floats) -> NDArray[np.integer[Any]]:
-        rows = torch.from_numpy(block).to(device)
+        # torch warns of memory it may not write to, such as a mapped cache
+        rows = torch.from_numpy(np.require(block, requirements="W")).to(device)
         parts = torch.split(rows, most) if rows.device.type == "cpu" else (rows,)
         return np.asarray(torch.cat([torch.addmm(bias, part, centres.T).argmax(1) for part in parts]).cpu())
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics import Counts
 from bench.records import Tap
 
 if TYPE_CHECKING:
     import torch
+
+    from bench.metrics import Counts
 
 __all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Scope", "Variant", "Work"]
 

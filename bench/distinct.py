@@ -1,7 +1,7 @@
 """Vectors gathered from a stream, equal ones only once.
 
-Maps of labels, or of colours of drawn pictures, repeat few vectors millions of times. K-means on the distinct vectors with
-their multiplicities is the same problem, at the size of the distinct ones.
+Maps of labels, or of colours of drawn pictures, repeat few vectors millions of times. K-means on the distinct vectors
+with their multiplicities is the same problem, at the size of the distinct ones.
 """
 
 from __future__ import annotations

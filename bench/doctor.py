@@ -89,8 +89,13 @@ def _method(spec: str, dataset: str | None, device: str, results: Path, cache: P
     from bench.work import MethodWork, build
 
     request = Request(
-        methods=(spec,), protocols=("kmeans",), dataset=dataset or default_dataset(), device=device, limit=1,
-        results=results, cache=cache,
+        methods=(spec,),
+        protocols=("kmeans",),
+        dataset=dataset or default_dataset(),
+        device=device,
+        limit=1,
+        results=results,
+        cache=cache,
     )
     with ExitStack() as resources:
         plan = make_plan(request)

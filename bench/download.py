@@ -31,10 +31,10 @@ __all__ = ["extract", "fetch", "verify"]
 
 log = logging.getLogger(__name__)
 
-_PAUSE = 1.0        # seconds before the second attempt; doubles from there
-_TIMEOUT = (15, 60)   # seconds to connect, and between two packets
+_PAUSE = 1.0  # seconds before the second attempt; doubles from there
+_TIMEOUT = (15, 60)  # seconds to connect, and between two packets
 _CHUNK = 1 << 18
-_PASSING = {408, 425, 429, 500, 502, 503, 504}   # HTTP states that may be gone at the next attempt
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP states that may be gone at the next attempt
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
@@ -74,7 +74,7 @@ def verify(path: Path, *, sha256: str = "", md5: str = "", size: int = 0) -> str
         if expected:
             digest = pooch.file_hash(str(path), alg=algorithm)
             if not digest.startswith(expected.lower()):
-                return f"expected {algorithm} {expected}, got {digest[:max(len(expected), 8)]}"
+                return f"expected {algorithm} {expected}, got {digest[: max(len(expected), 8)]}"
     return ""
 
 
@@ -273,7 +273,11 @@ def _bar() -> Progress:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("left"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
@@ -306,7 +310,7 @@ class _Member:
     """One entry of an archive; `open` gives the bytes of a file (and follows a hard link)."""
 
     name: str
-    kind: str   # "file", "folder", "link" or what else it is called
+    kind: str  # "file", "folder", "link" or what else it is called
     link: str
     open: Callable[[], IO[bytes] | None]
 
@@ -329,7 +333,7 @@ def extract(archive: Path, target: Path, *, members: Sequence[str] | None = None
         try:
             temporary.mkdir()
             _unpack(archive, temporary, members)
-            if not target.exists():   # another process may have been faster
+            if not target.exists():  # another process may have been faster
                 temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,13 +1,13 @@
 """One method's maps through every protocol, K and seed that was asked for, to rows: the flow of the harness.
 
-    data set → adapter → maps → protocol → counts → scores → row
+data set → adapter → maps → protocol → counts → scores → row
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,7 +21,7 @@ from bench.cache import Cache
 from bench.clock import Clock, peak_memory
 from bench.contracts import Outcome, Variant
 from bench.errors import DatasetError, SettingError
-from bench.features import Runtime, default_batch_size, pick_device
+from bench.features import Runtime, pick_device
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import track
 from bench.settings import InputSettings
@@ -33,18 +33,13 @@ __all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "usable_device
 log = logging.getLogger(__name__)
 
 
-def evaluate(plan: Plan, *, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def evaluate(plan: Plan) -> list[Row]:
     """Make every row of the plan, or read it where it is finished; rows are saved as they are made."""
     with ExitStack() as resources:
         session = open_session(plan, resources)
         session.store.check_writable()
         _state_defaults(session)
-        rows = []
-        for job in plan.jobs:
-            for row in _evaluate_method(session, job):
-                on_row(row)
-                rows.append(row)
-    return rows
+        return [row for job in plan.jobs for row in _evaluate_method(session, job)]
 
 
 def _state_defaults(session: Session) -> None:
@@ -52,9 +47,9 @@ def _state_defaults(session: Session) -> None:
     plan, request, runtime = session.plan, session.plan.request, session.runtime
     presets = ", ".join(f"{choice.card.name}:{choice.preset.name}" for choice in plan.jobs[0].protocols)
     log.info(
-        "%s %s: %d pictures, %d classes; %s; seeds %d to %d; %s %s, batches of %d; rows in %s, cache in %s",
+        "%s %s: %d pictures, %d classes; %s; seeds %d to %d; %s %s; rows in %s, cache in %s",
         plan.dataset.name, plan.split, len(plan.names), len(plan.dataset.classes), presets, request.seed,
-        request.seed + request.seeds - 1, runtime.device, runtime.precision, runtime.batch_size, request.results,
+        request.seed + request.seeds - 1, runtime.device, runtime.precision, request.results,
         request.cache,
     )  # fmt: skip
 
@@ -66,7 +61,7 @@ def open_session(plan: Plan, resources: ExitStack) -> Session:
     runtime = Runtime(
         device=device,
         precision=request.precision,
-        batch_size=request.batch_size or default_batch_size(device),
+        batch_size=request.batch_size,
         workers=request.workers if request.workers >= 0 else (8 if device.startswith("cuda") else 1),
         clock=Clock(),
         track=track,
@@ -94,16 +89,26 @@ def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
         return
     with session.runtime.clock.phase("build"):
         built = build(session, job)
+    for choice, work, variant in _todo(session, job, built):
+        row = _evaluate_row(session, job, built, work, choice, variant)
+        if session.plan.request.save_predictions:
+            predictions.save(row, session.store, work.maps("eval"))
+        yield row
+
+
+def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice, MethodWork, Variant]]:
+    """The rows of a method, in order; whatever does not fit is found here, before the first forward pass."""
     works: dict[InputSettings, MethodWork] = {}
+    todo = []
     for choice in job.protocols:
         inputs = inputs_of(choice.settings)
-        work = works.setdefault(inputs, MethodWork(session, job, built, inputs))
+        if inputs not in works:
+            works[inputs] = MethodWork(session, job, built, inputs)
+        work = works[inputs]
         work.check(choice)
-        for variant in choice.variants(session.scope(work.maps("eval").vectors)):
-            row = _evaluate_row(session, job, built, work, choice, variant)
-            if session.plan.request.save_predictions:
-                predictions.save(row, session.store, work.maps("eval"))
-            yield row
+        variants = choice.variants(session.scope(work.maps("eval").vectors))
+        todo += [(choice, work, variant) for variant in variants]
+    return todo
 
 
 def inputs_of(settings: InputSettings) -> InputSettings:
@@ -187,6 +192,7 @@ def _evaluate_row(
         return stored
     for note in variant.notes:
         work.say(note)
+    work.read_labels()
     protocol = registry.load(choice.card.run)
     per_seed = list(stored.per_seed) if stored else []
     arrays = dict(session.store.arrays(stored)) if stored else {}

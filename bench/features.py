@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -23,22 +24,29 @@ from bench import images
 from bench.cache import Cache, Entry, Writer, record_key
 from bench.clock import Clock
 from bench.contracts import Adapter, Dataset
-from bench.errors import FeatureError
+from bench.errors import FeatureError, InputError
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
-__all__ = ["Runtime", "SplitMaps", "default_batch_size", "grid", "pick_device"]
+__all__ = ["Runtime", "SplitMaps", "batches", "grid", "pick_device"]
 
 log = logging.getLogger(__name__)
 
 
+PIXELS_A_BATCH = {"cpu": 1 << 17, "cuda": 1 << 22}
+"""A CPU is fastest while the activations of a batch stay near its cache; a GPU wants a dozen pictures of 512²."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """How the work is done: device (`cpu`, `cuda`, `cuda:1`), precision, pictures a batch, threads that decode."""
+    """How the work is done: device (`cpu`, `cuda`, `cuda:1`), precision, pictures a batch, threads that decode.
+
+    batch_size: 0 = as many as have `PIXELS_A_BATCH` of the device together, at least one.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"
-    batch_size: int = 4
+    batch_size: int = 0
     workers: int = 1
     clock: Clock = field(default_factory=Clock)
     track: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, what: items
@@ -47,11 +55,6 @@ class Runtime:
 def pick_device(wanted: str) -> str:
     """`auto` -> `cuda` where one is usable, else `cpu`; anything else as it is."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
-def default_batch_size(device: str) -> int:
-    """Pictures a batch: 4 on a CPU, 16 on a GPU."""
-    return 16 if device.startswith("cuda") else 4
 
 
 def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: int) -> tuple[int, int]:
@@ -66,12 +69,23 @@ class SplitMaps:
     """The maps of one tap of one method over a list of pictures; implements `bench.contracts.Maps`.
 
     record: plain data that names everything that changes the maps; its hash is their key in the cache.
-    cheap: computing the maps costs less than reading them, so they are not kept.
+    cheap: computing the maps costs less than reading them, so they are not kept. user_code: what the network raises is
+    the user's to mend, and told in one line.
     """
 
     def __init__(
-        self, adapter: Adapter, dataset: Dataset, names: Sequence[str], *, tap: str, inputs: InputSettings,
-        runtime: Runtime, cache: Cache, record: Mapping[str, Any], cheap: bool = False,
+        self,
+        adapter: Adapter,
+        dataset: Dataset,
+        names: Sequence[str],
+        *,
+        tap: str,
+        inputs: InputSettings,
+        runtime: Runtime,
+        cache: Cache,
+        record: Mapping[str, Any],
+        cheap: bool = False,
+        user_code: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.tap = adapter.taps[tap]
@@ -87,6 +101,7 @@ class SplitMaps:
         self.key = record_key(record)
         self._record = record
         self.cheap = cheap
+        self._user_code = user_code
         self._adapter = adapter
         self._dataset = dataset
         self._interpolation = inputs.interpolation
@@ -169,14 +184,12 @@ class SplitMaps:
 
     def _batches(self) -> Iterator[list[int]]:
         """Consecutive pictures of one input size: a function of the split list and the batch size alone."""
+
         def shape(index: int) -> tuple[tuple[int, int], ...]:
             own = (self.sizes[index],) if self._adapter.needs_labels else ()
             return (self.extents[index], *own)
 
-        for _, run in groupby(range(len(self.names)), key=shape):
-            indices = iter(run)
-            while batch := list(islice(indices, self._runtime.batch_size)):
-                yield batch
+        return batches([shape(index) for index in range(len(self.names))], self._runtime)
 
     def _load(self, batch: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """uint8 pictures (B, 3, H, W), stretched and padded, and label maps (B, H', W') where the method needs them."""
@@ -193,7 +206,7 @@ class SplitMaps:
     def compute(self) -> Iterator[NDArray[Any]]:
         """One forward pass over the pictures, cache or not; as iterating, in the dtype that is kept."""
         for batch, (pictures, labels) in prefetch(self._batches(), self._load, self._runtime.workers):
-            with self._runtime.clock.phase("forward"):
+            with self._runtime.clock.phase("forward"), self._told_in_one_line(batch):
                 maps = self._forward(pictures, labels)
             for index, block in zip(batch, self._vectors(batch, maps), strict=True):
                 if block.shape != (math.prod(self.grids[index]), self.channels):
@@ -204,24 +217,46 @@ class SplitMaps:
                     )
                 yield block
 
+    @contextmanager
+    def _told_in_one_line(self, batch: Sequence[int]) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._user_code or isinstance(error, InputError):
+                raise
+            pictures = ", ".join(self.names[index] for index in batch)
+            text = " ".join(str(error).split())
+            raise FeatureError(f"the network failed on {pictures}: {type(error).__name__}: {text}") from error
+
     def _forward(self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> torch.Tensor:
         device = self._runtime.device
         kind = device.partition(":")[0]
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._runtime.precision == "bf16"):
             inputs = self._adapter.preprocess(torch.from_numpy(pictures).to(device))
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
             given = None if labels is None else torch.from_numpy(labels).to(device)
             return self._adapter(inputs, (self.tap.name,), labels=given)[self.tap.name].float()
 
     def _vectors(self, batch: Sequence[int], maps: torch.Tensor) -> Iterator[NDArray[Any]]:
         """(B, D, h, w) -> one (h·w, D) array per picture, in the dtype that is kept; refuses NaN and infinity."""
         rows = maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().cpu()
-        for index, block in zip(batch, rows, strict=True):
-            if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
+        for index, block in zip(batch, rows.to(getattr(torch, self.dtype.name)), strict=True):
+            if not torch.isfinite(block.float().sum()) and not torch.isfinite(block).all():
                 raise FeatureError(
-                    f"the map {self.tap.name!r} of picture {self.names[index]!r} holds NaN or infinite values: check "
-                    "the checkpoint, or use --precision fp32"
+                    f"the map {self.tap.name!r} of picture {self.names[index]!r} holds NaN or infinite values as "
+                    f"{self.dtype}: check the checkpoint, or use --precision fp32 and --set dtype=float32"
                 )
-            yield block.numpy().astype(self.dtype, copy=False)
+            yield block.numpy()
+
+
+def batches(shapes: Sequence[tuple[tuple[int, int], ...]], runtime: Runtime) -> Iterator[list[int]]:
+    """Indices of consecutive pictures whose shapes are equal; a shape starts with the (H, W) of the network's input."""
+    budget = PIXELS_A_BATCH["cuda" if runtime.device.startswith("cuda") else "cpu"]
+    for (extent, *_), run in groupby(range(len(shapes)), key=shapes.__getitem__):
+        size = runtime.batch_size or max(budget // math.prod(extent), 1)
+        indices = iter(run)
+        while batch := list(islice(indices, size)):
+            yield batch
 
 
 def prefetch(

@@ -68,7 +68,7 @@ def _temporary(path: Path, data: Data) -> Iterator[Path]:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:   # kept apart from the FileExistsError of `write_new`
+    except FileExistsError:  # kept apart from the FileExistsError of `write_new`
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
 
 

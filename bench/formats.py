@@ -69,12 +69,34 @@ class _Style:
 
 
 _LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "_": r"\_",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "[": "{[}", "]": "{]}", "*": "{*}",   # after a line's end they would be read as its options
-    '"': "''", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$",
-    "–": "--", "—": "---", "’": "'", "“": "``", "”": "''", "…": r"\ldots{}", "·": r"$\cdot$",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",  # after a line's end they would be read as its options
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "–": "--",
+    "—": "---",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": r"\ldots{}",
+    "·": r"$\cdot$",
 }
 
 
@@ -96,18 +118,35 @@ def _escape_markdown(text: str) -> str:
 
 
 _LATEX = _Style(
-    escape=_escape_latex, best=r"\textbf{{}}", second=r"\underline{{}}", upper_bound=r"\textit{{}}",
-    mark=r"\textsuperscript{{{}}}", plus_minus=r"$\pm$", missing="--",
+    escape=_escape_latex,
+    best=r"\textbf{{}}",
+    second=r"\underline{{}}",
+    upper_bound=r"\textit{{}}",
+    mark=r"\textsuperscript{{{}}}",
+    plus_minus=r"$\pm$",
+    missing="--",
 )
 _MARKDOWN = _Style(
-    escape=_escape_markdown, best="**{}**", second="<ins>{}</ins>", upper_bound="*{}*", mark="<sup>{}</sup>",
+    escape=_escape_markdown,
+    best="**{}**",
+    second="<ins>{}</ins>",
+    upper_bound="*{}*",
+    mark="<sup>{}</sup>",
 )
 _HTML = _Style(
-    escape=lambda text: html.escape(one_line(text)), best="<strong>{}</strong>", second="<u>{}</u>",
-    upper_bound="<em>{}</em>", mark="<sup>{}</sup>",
+    escape=lambda text: html.escape(one_line(text)),
+    best="<strong>{}</strong>",
+    second="<u>{}</u>",
+    upper_bound="<em>{}</em>",
+    mark="<sup>{}</sup>",
 )
 _TEXT = _Style(
-    escape=one_line, best="**{}", second="*{}", upper_bound="({})", mark=" [{}]", legend="** best, * second.",
+    escape=one_line,
+    best="**{}",
+    second="*{}",
+    upper_bound="({})",
+    mark=" [{}]",
+    legend="** best, * second.",
     aside="In brackets",
 )
 
@@ -158,7 +197,9 @@ def _markdown(table: Table) -> str:
     names = [_MARKDOWN.label(label) for label in table.rows]
     grid = tabulate.tabulate(
         [[name, *cells] for name, cells in zip(names, _grid(table, _MARKDOWN), strict=True)],
-        headers=["", *(_MARKDOWN.label(label) for label in table.columns)], tablefmt="pipe", disable_numparse=True,
+        headers=["", *(_MARKDOWN.label(label) for label in table.columns)],
+        tablefmt="pipe",
+        disable_numparse=True,
         colalign=["left", *["center"] * len(table.columns)],
     )
     below = [f"- {line}" for line in _MARKDOWN.sentences(table)] + [f"- {line}" for line in _MARKDOWN.footnotes(table)]
@@ -166,8 +207,11 @@ def _markdown(table: Table) -> str:
 
 
 _HTML_LOOK: list[dict[str, Any]] = [
-    {"selector": "", "props": "border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid;"
-                              "font-family: sans-serif; font-size: 14px;"},
+    {
+        "selector": "",
+        "props": "border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid;"
+        "font-family: sans-serif; font-size: 14px;",
+    },
     {"selector": "th, td", "props": "padding: 4px 12px; text-align: center; white-space: nowrap;"},
     {"selector": "tbody th", "props": "text-align: left; font-weight: normal;"},
     {"selector": "thead", "props": "border-bottom: 1px solid;"},
@@ -183,9 +227,34 @@ def _html(table: Table) -> str:
 
 
 _CSV_FIELDS = (
-    "key", "method", "method_version", "options", "checkpoint", "weights_sha256", "tap", "protocol", "preset",
-    "preset_version", "clusters", "settings", "dataset", "split", "pictures", "limit", "fingerprint", "dtype",
-    "precision", "rule", "metric", "headline", "seeds", "mean", "std", "held_out_mean", "held_out_std", "null_mean",
+    "key",
+    "method",
+    "method_version",
+    "options",
+    "checkpoint",
+    "weights_sha256",
+    "tap",
+    "protocol",
+    "preset",
+    "preset_version",
+    "clusters",
+    "settings",
+    "dataset",
+    "split",
+    "pictures",
+    "limit",
+    "fingerprint",
+    "dtype",
+    "precision",
+    "rule",
+    "metric",
+    "headline",
+    "seeds",
+    "mean",
+    "std",
+    "held_out_mean",
+    "held_out_std",
+    "null_mean",
     "null_std",
 )
 
@@ -205,10 +274,15 @@ def _csv_run(row: Row) -> dict[str, Any]:
     checkpoint, settings = run.get("checkpoint") or {}, run.get("settings") or {}
     same = ("method", "method_version", "tap", "protocol", "preset", "preset_version", "dtype", "precision")
     return {
-        "key": row.key, "seeds": len(row.seeds), **{name: run.get(name) for name in same},
-        "options": canonical(run.get("options") or {}), "checkpoint": checkpoint.get("name"),
-        "weights_sha256": checkpoint.get("sha256"), "clusters": settings.get("clusters"),
-        "settings": canonical(settings), "dataset": data.get("name"),
+        "key": row.key,
+        "seeds": len(row.seeds),
+        **{name: run.get(name) for name in same},
+        "options": canonical(run.get("options") or {}),
+        "checkpoint": checkpoint.get("name"),
+        "weights_sha256": checkpoint.get("sha256"),
+        "clusters": settings.get("clusters"),
+        "settings": canonical(settings),
+        "dataset": data.get("name"),
         **{name: data.get(name) for name in ("split", "pictures", "limit", "fingerprint")},
     }
 
@@ -219,15 +293,22 @@ def _csv_figures(row: Row) -> list[dict[str, Any]]:
     for rule, scores in (row.mean.get("scores") or {}).items():
         for metric in (name for name, value in scores.items() if not isinstance(value, list | dict)):
             parts = {"": "scores", "held_out_": "held_out", "null_": "null"}
-            lines.append({
-                "rule": rule, "metric": metric,
-                "headline": int({"rule": rule, "metric": metric} == dict(row.headline)),
-                **{f"{prefix}{statistic}": row.figure(part, rule, metric, statistic=statistic)
-                   for prefix, part in parts.items() for statistic in ("mean", "std")},
-            })
+            lines.append(
+                {
+                    "rule": rule,
+                    "metric": metric,
+                    "headline": int({"rule": rule, "metric": metric} == dict(row.headline)),
+                    **{
+                        f"{prefix}{statistic}": row.figure(part, rule, metric, statistic=statistic)
+                        for prefix, part in parts.items()
+                        for statistic in ("mean", "std")
+                    },
+                }
+            )
     lines += [
         {"rule": "", "metric": name, "headline": 0, "mean": row.mean[name], "std": row.std.get(name)}
-        for name in ("ari", "nmi") if name in row.mean
+        for name in ("ari", "nmi")
+        if name in row.mean
     ]
     return lines
 
@@ -261,7 +342,7 @@ def _fold(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
     blocks: list[list[list[str]]] = [[]]
     used = 0
     for header, *cells in columns:
-        needed = max(_width(header) + 2, *map(len, cells)) + 2   # tabulate widens headers by two
+        needed = max(_width(header) + 2, *map(len, cells)) + 2  # tabulate widens headers by two
         if blocks[-1] and used + needed > width:
             blocks.append([])
             used = 0
@@ -275,7 +356,11 @@ def _text_block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
 
     header, *lines = zip(names, *columns, strict=True)
     return tabulate.tabulate(
-        lines, headers=header, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * len(columns)],
+        lines,
+        headers=header,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", *["right"] * len(columns)],
     )
 
 
@@ -293,7 +378,11 @@ def _rules_block(table: Table) -> str:
         names = [one_line(label.text) for label in (table.rows[row], table.columns[column])]
         lines.append([_wrapped(name, 2 * _NARROW) for name in names] + shown)
     block = tabulate.tabulate(
-        lines, headers=header, tablefmt="simple", disable_numparse=True, colalign=["left", "left", *["right"] * 6],
+        lines,
+        headers=header,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", "left", *["right"] * 6],
     )
     return (
         f"{block}\nheld out: the headline's rule fitted on one half of the pictures, scored on the other.\n"

@@ -20,8 +20,16 @@ from bench.errors import DatasetError
 from bench.files import write_atomic
 
 __all__ = [
-    "Interpolation", "cell_index", "pad_picture", "picture_size", "read_grey", "read_label", "read_picture",
-    "resize_picture", "voc_palette", "write_label",
+    "Interpolation",
+    "cell_index",
+    "pad_picture",
+    "picture_size",
+    "read_grey",
+    "read_label",
+    "read_picture",
+    "resize_picture",
+    "voc_palette",
+    "write_label",
 ]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -50,8 +58,17 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 _SCALED_GREY = {"L;2": 85, "L;4": 17}
 """Pillow stretches grey PNGs of 2 and 4 bits to 0..255; this is the factor, by raw mode."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error,
-           Image.DecompressionBombError)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 """What Pillow's decoders raise on damaged files."""
 
 
@@ -207,7 +224,7 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation (1 … 8) that is still to be undone."""
     if image.format == "TIFF":
-        image.load()   # Pillow turns TIFF files itself, while decoding
+        image.load()  # Pillow turns TIFF files itself, while decoding
     # PNG's own getexif decodes the pixels in search of a late EXIF chunk; the header must do, here and in read_picture
     return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
 

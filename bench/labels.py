@@ -1,7 +1,7 @@
 """Label maps as seen from the cells of a feature map.
 
-A cluster id is constant over a cell, so the pixels of each label in each cell need to be counted only once: every further
-K and seed then costs a sum over cells instead of a pass over pixels, with exactly the same counts.
+A cluster id is constant over a cell, so the pixels of each label in each cell need to be counted only once: every
+further K and seed then costs a sum over cells instead of a pass over pixels, with exactly the same counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CellLabels:
     """
 
     classes: int
-    pictures: tuple[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]], ...]
+    pictures: tuple[tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]], ...]
 
     @classmethod
     def read(cls, dataset: Dataset, maps: SplitMaps, names: Iterable[str]) -> CellLabels:
@@ -40,7 +40,9 @@ class CellLabels:
             cells = rows[:, None] * width + columns[None, :]
             counts = count_pixels(cells, dataset.label(name), height * width, classes)
             cell, label = np.nonzero(counts)
-            pictures.append((cell.astype(np.int32), label.astype(np.int32), counts[cell, label].astype(np.int32)))
+            pixels = counts[cell, label]
+            narrow = np.min_scalar_type(pixels.max())
+            pictures.append((cell.astype(np.int32), label.astype(np.uint8), pixels.astype(narrow)))
         return cls(classes, tuple(pictures))
 
     def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:

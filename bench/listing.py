@@ -17,7 +17,9 @@ KINDS = (*registry.GROUPS, "checkpoints", "presets")
 def listing(kind: str) -> list[dict[str, Any]]:
     """One dictionary per registered thing; raises UnknownNameError for a kind that is not one of `KINDS`."""
     if kind not in KINDS:
-        raise UnknownNameError(f"bench list {kind}: there is no such list.{registry.near(kind, KINDS)} Lists: {', '.join(KINDS)}")
+        raise UnknownNameError(
+            f"bench list {kind}: there is no such list.{registry.near(kind, KINDS)} Lists: {', '.join(KINDS)}"
+        )
     if kind == "checkpoints":
         return list(_checkpoints())
     if kind == "presets":
@@ -47,9 +49,13 @@ def _checkpoints() -> Iterator[dict[str, Any]]:
         for checkpoint in card.checkpoints:
             digest = checkpoint.sha256 or (f"md5 {checkpoint.md5}" if checkpoint.md5 else "")
             yield {
-                "checkpoint": f"{card.name}@{checkpoint.name}", "file": checkpoint.filename,
-                "source": checkpoint.url or checkpoint.manual, "hash": digest, "licence": checkpoint.licence,
-                "trained on": checkpoint.training_data, "verified": checkpoint.verified,
+                "checkpoint": f"{card.name}@{checkpoint.name}",
+                "file": checkpoint.filename,
+                "source": checkpoint.url or checkpoint.manual,
+                "hash": digest,
+                "licence": checkpoint.licence,
+                "trained on": checkpoint.training_data,
+                "verified": checkpoint.verified,
             }
 
 
@@ -59,8 +65,12 @@ def _presets() -> Iterator[dict[str, Any]]:
             for preset in card.presets:
                 for key, choice in preset.choices.items():
                     yield {
-                        "preset": f"{card.name}:{preset.name}", "version": preset.version, "setting": key,
-                        "value": choice.value, "source": choice.source.value, "note": choice.note,
+                        "preset": f"{card.name}:{preset.name}",
+                        "version": preset.version,
+                        "setting": key,
+                        "value": choice.value,
+                        "source": choice.source.value,
+                        "note": choice.note,
                     }
 
 

@@ -19,7 +19,17 @@ from bench.errors import InternalError
 from bench.records import IGNORE
 
 __all__ = [
-    "RULES", "Counts", "ari", "count_pixels", "evaluate", "held_out", "iou", "match", "nmi", "null", "score",
+    "RULES",
+    "Counts",
+    "ari",
+    "count_pixels",
+    "evaluate",
+    "held_out",
+    "iou",
+    "match",
+    "nmi",
+    "null",
+    "score",
     "score_rules",
 ]
 
@@ -324,9 +334,7 @@ def held_out(counts: Counts, background: int | None, seed: int) -> dict[str, Any
 
 def _average(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """The mean of two scores, figure by figure."""
-    return {
-        key: None if value is None else np.mean([value, other[key]], axis=0).tolist() for key, value in one.items()
-    }
+    return {key: None if value is None else np.mean([value, other[key]], axis=0).tolist() for key, value in one.items()}
 
 
 def null(counts: Counts, background: int | None, seed: int) -> dict[str, Any]:

@@ -212,7 +212,11 @@ def _job(
     if method.card.file:
         checkpoint = replace(checkpoint, sha256=method.card.file_sha256)
     return Job(
-        spec=method.spec, card=method.card, argument=method.argument, options=options, checkpoint=checkpoint,
+        spec=method.spec,
+        card=method.card,
+        argument=method.argument,
+        options=options,
+        checkpoint=checkpoint,
         protocols=protocols,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import InternalError
+from bench.errors import InternalError, StorageError
 from bench.features import SplitMaps
 from bench.images import write_label
 from bench.records import IGNORE
@@ -26,7 +26,10 @@ def save(row: Row, store: Store, maps: SplitMaps) -> Path:
     match = np.array(row.per_seed[0]["scores"][row.headline["rule"]]["match"])
     classes = np.where(match < 0, IGNORE, match).astype(np.uint8)
     folder = row.path.parent / f"{row.path.stem}-predictions"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"predictions cannot be written to {folder} ({error}): choose another --results") from error
     ends = np.cumsum([h * w for h, w in maps.grids])
     for index, ids in enumerate(np.split(arrays["assignments"], ends[:-1])):
         rows, columns = maps.cells(index)

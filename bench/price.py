@@ -18,7 +18,8 @@ def price(plan: Plan) -> str:
     """Lines that price a job: forward passes, bytes kept, disk free, what is there already. Computes no map."""
     with ExitStack() as resources:
         session = open_session(plan, resources)
-        lines = [f"{plan.dataset.name} {plan.split}: {len(plan.names)} pictures; {session.cache.free() / 1e9:.1f} GB of disk free"]
+        free = session.cache.free() / 1e9
+        lines = [f"{plan.dataset.name} {plan.split}: {len(plan.names)} pictures; {free:.1f} GB of disk free"]
         for job in plan.jobs:
             lines += _price_job(session, job)
     return "\n".join(lines)
@@ -42,7 +43,8 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
         rows = [stored_row(session, job, choice, variant, built) for variant in variants]
         wanted = wanted_seeds(session)
         done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
-        yield f"  {choice.card.name}:{choice.preset.name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
+        name = f"{choice.card.name}:{choice.preset.name}"
+        yield f"  {name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
 
 
 def _price_maps(session: Session, work: MethodWork, job: Job) -> str:
@@ -55,6 +57,6 @@ def _price_maps(session: Session, work: MethodWork, job: Job) -> str:
     if session.cache.room_for(maps.nbytes):
         return f"{job.name}, map {work.tap}: {size}; {len(maps.names)} forward passes, then kept in the cache"
     return (
-        f"{job.name}, map {work.tap}: {size}; does not fit in the cache: up to {2 * len(maps.names)} forward passes (one for the "
-        "PCA, one for the vectors), only reduced vectors are kept"
+        f"{job.name}, map {work.tap}: {size}; does not fit in the cache: up to {2 * len(maps.names)} forward "
+        "passes (one for the PCA, one for the vectors), only reduced vectors are kept"
     )

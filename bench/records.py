@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
-    "AdapterRequest", "Checkpoint", "CheckpointCard", "Choice", "DatasetCard", "KeyRule", "MethodCard", "NoOptions",
-    "Preset", "ProducerCard", "ProtocolCard", "Source", "Tap",
+    "AdapterRequest",
+    "Checkpoint",
+    "CheckpointCard",
+    "Choice",
+    "DatasetCard",
+    "KeyRule",
+    "MethodCard",
+    "NoOptions",
+    "Preset",
+    "ProducerCard",
+    "ProtocolCard",
+    "Source",
+    "Tap",
 ]
 
 IGNORE = 255
@@ -20,11 +31,11 @@ IGNORE = 255
 class Source(str, Enum):
     """Where a value of a preset comes from."""
 
-    SEED = "seed"      # the supplement of arXiv 2102.06191
-    PAPER = "paper"    # a published paper (named in the note)
-    CODE = "code"      # the authors' released code
+    SEED = "seed"  # the supplement of arXiv 2102.06191
+    PAPER = "paper"  # a published paper (named in the note)
+    CODE = "code"  # the authors' released code
     AUTHOR = "author"  # an author's answer in public
-    OURS = "ours"      # a choice of this project where the sources are silent
+    OURS = "ours"  # a choice of this project where the sources are silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +232,8 @@ class ProtocolCard:
     settings: a frozen dataclass; every field has a default. presets: the first is used where the data set names none.
     kinds: the kinds of maps it can score, best first.
     headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
-        expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find rows
-        that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
+        expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find
+        rows that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
     """
 
     name: str

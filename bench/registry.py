@@ -42,7 +42,7 @@ def origin(kind: str, name: str) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x' or 'y'?", or "" when nothing is near."""
+    """ " Did you mean 'x' or 'y'?", or "" when nothing is near."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in close)}?" if close else ""
 

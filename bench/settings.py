@@ -17,6 +17,9 @@ __all__ = ["InputSettings", "Override", "apply", "parse_overrides", "parse_size"
 
 T = TypeVar("T")
 
+LARGEST_SIDE = 8192
+"""Pixels: a larger input is a typing error, not a plan."""
+
 
 def setting(default: Any, about: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
     """A dataclass field with a one-line description and, for numbers, the closed range it takes."""
@@ -62,9 +65,11 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if text == "native":
         return None
     parts = text.lower().split("x")
-    if len(parts) in (1, 2) and all(part.isdigit() and int(part) >= 8 for part in parts):
+    if len(parts) in (1, 2) and all(part.isdigit() and 8 <= int(part) <= LARGEST_SIDE for part in parts):
         return int(parts[0]), int(parts[-1])
-    raise SettingError(f"size {text!r} was not understood; expected native, N or HxW with sides of at least 8 pixels")
+    raise SettingError(
+        f"size {text!r} was not understood; expected native, N or HxW with sides of 8 to {LARGEST_SIDE} pixels"
+    )
 
 
 def apply(base: T, values: Mapping[str, Any], owner: str) -> T:

@@ -47,8 +47,16 @@ _FIX = "choose another folder with --results or DENSEBENCH_RESULTS"
 _NAME = re.compile(r"(?P<key>[0-9a-f]{16})-s(?P<seeds>\d+)(?:\.r(?P<revision>\d+))?\.json")
 _NOT_AVERAGED = {"seed", "match"}
 _LIBRARIES = (
-    "numpy", "torch", "torchvision", "timm", "scikit-learn", "scipy",
-    "faiss-cpu", "faiss-gpu-cu12", "faiss-gpu", "faiss",
+    "numpy",
+    "torch",
+    "torchvision",
+    "timm",
+    "scikit-learn",
+    "scipy",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
+    "faiss-gpu",
+    "faiss",
 )
 
 
@@ -80,7 +88,8 @@ def _fold(entries: Sequence[Any], statistic: Callable[[Sequence[float]], float |
         names = dict.fromkeys(name for entry in entries for name in entry)
         return {
             name: _fold([entry.get(name) for entry in entries], statistic)
-            for name in names if _is_averaged(name, entries)
+            for name in names
+            if _is_averaged(name, entries)
         }
     if all(isinstance(entry, list | tuple | np.ndarray) for entry in entries):
         if len({len(entry) for entry in entries}) > 1:
@@ -204,7 +213,7 @@ class Row:
             time = datetime.fromisoformat(self.provenance["created"])
             return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
         with contextlib.suppress(OSError, AttributeError):
-            return datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc)   # type: ignore[union-attr]
+            return datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc)  # type: ignore[union-attr]
         return datetime.fromtimestamp(0, timezone.utc)
 
 
@@ -402,7 +411,7 @@ def _checkout() -> Mapping[str, Any]:
     """The commit of the running code and whether the code differs from it; empty outside the package's checkout."""
     root = Path(__file__).resolve().parents[1]
     top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:   # installed inside somebody else's repository
+    if top is None or Path(top).resolve() != root:  # installed inside somebody else's repository
         return {}
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--", "bench", "adapters", "protocols")
@@ -416,7 +425,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), "--no-optional-locks", *arguments],
-            capture_output=True, text=True, timeout=5, check=True, env=environment,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            env=environment,
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None

@@ -142,13 +142,19 @@ def build(
         own = [text for text in remarks[i] if text not in lifted[at_column[i]]]
         notes += [text for text in dict.fromkeys(own) if text not in notes]
         cells[at_row[i], at_column[i]] = Cell(
-            row=rows[i], mean=rows[i].headline_mean, std=rows[i].headline_std, rank=ranks.get(i, 0),
-            upper_bound=_is_upper_bound(rows[i]), marks=_marks(own, notes),
+            row=rows[i],
+            mean=rows[i].headline_mean,
+            std=rows[i].headline_std,
+            rank=ranks.get(i, 0),
+            upper_bound=_is_upper_bound(rows[i]),
+            marks=_marks(own, notes),
         )
     return Table(
         rows=tuple(Label(text) for text in row_texts),
         columns=tuple(Label(text, _marks(lifted[column], notes)) for column, text in enumerate(column_texts)),
-        cells=cells, notes=tuple(notes), footer=tuple(_footer(rows, places)),
+        cells=cells,
+        notes=tuple(notes),
+        footer=tuple(_footer(rows, places)),
     )
 
 
@@ -215,7 +221,7 @@ def _method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:
 
 
 def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
-    for digest in ("sha256", "weights"):   # `weights`: of a user's factory, which names no file
+    for digest in ("sha256", "weights"):  # `weights`: of a user's factory, which names no file
         if checkpoint.get(digest):
             return str(checkpoint[digest])[:8]
     return f"seed={checkpoint['seed']}" if "seed" in checkpoint else ""
@@ -223,7 +229,7 @@ def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
 
 def _dataset_places(rows: Sequence[Row], *, alone: bool) -> list[_Place]:
     data = [row.run.get("dataset") or {} for row in rows]
-    if len({canonical(d) for d in data}) == 1 and not alone:   # the footer names it
+    if len({canonical(d) for d in data}) == 1 and not alone:  # the footer names it
         return _places(data, [""] * len(rows))
     return _places(data, _dataset_texts(data))
 
@@ -337,8 +343,11 @@ def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
         return [f"{name} was at version {row.run.get('preset_version')}; it is at {preset.version} now"]
     expected = _defaults(card.settings) | preset.values()
     changed = {
-        key: value for key, value in (row.run.get("settings") or {}).items()
-        if key in expected and key not in _SETTINGS_OF_OTHER_AXES and expected[key] != "auto"
+        key: value
+        for key, value in (row.run.get("settings") or {}).items()
+        if key in expected
+        and key not in _SETTINGS_OF_OTHER_AXES
+        and expected[key] != "auto"
         and canonical(value) != canonical(expected[key])
     }
     return [f"{key}={_short(value)} ({name}: {_short(expected[key])})" for key, value in changed.items()]

@@ -28,8 +28,9 @@ from bench.settings import InputSettings, apply, parse_size
 
 __all__ = ["MemoryMaps", "MemoryWork", "check_adapter", "check_method_card", "check_protocol"]
 
+
 def check_method_card(card: MethodCard) -> None:
-    """The facts a method must state: a lazy factory, options with defaults, and for every file a source and its keys."""
+    """The facts a method must state: a lazy factory, options with defaults, a source and keys for every file."""
     assert card.name.isidentifier(), f"{card.name!r} must be a plain name, as people type it"
     assert card.summary, f"{card.name} needs a summary"
     assert ":" in card.factory, f"the factory of {card.name} must be 'module:function', got {card.factory!r}"
@@ -43,7 +44,9 @@ def check_method_card(card: MethodCard) -> None:
         assert checkpoint.layouts, f"{card.name}@{checkpoint.name} needs key rules"
 
 
-def check_adapter(adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes: int = 3, tolerance: float = 1e-4) -> None:
+def check_adapter(
+    adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes: int = 3, tolerance: float = 1e-4
+) -> None:
     """An adapter keeps its contract: named maps of the promised shapes, pure, differentiable, blind to its batch."""
     import torch
 
@@ -51,7 +54,9 @@ def check_adapter(adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes
     assert adapter.pad_to >= 1, "pad_to must be at least 1"
     rng = np.random.default_rng(0)
     height, width = size
-    pictures = np.stack([images.pad_picture(p, adapter.pad_to) for p in rng.integers(0, 256, (2, height, width, 3), np.uint8)])
+    pictures = np.stack(
+        [images.pad_picture(p, adapter.pad_to) for p in rng.integers(0, 256, (2, height, width, 3), np.uint8)]
+    )
     batch = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
     labels = torch.from_numpy(rng.integers(0, classes, (2, height, width), np.uint8)) if adapter.needs_labels else None
     if isinstance(adapter, torch.nn.Module):
@@ -69,14 +74,18 @@ def check_adapter(adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes
         assert set(maps) == set(taps), f"asked for {taps}, got {tuple(maps)}"
         for name, tap in adapter.taps.items():
             expected = (2, tap.channels, *grid(tap, size, size, adapter.pad_to))
-            assert tuple(maps[name].shape) == expected, f"map {name!r} is {tuple(maps[name].shape)}, its tap promises {expected}"
+            assert tuple(maps[name].shape) == expected, (
+                f"map {name!r} is {tuple(maps[name].shape)}, its tap promises {expected}"
+            )
             assert maps[name].is_floating_point(), f"map {name!r} must be floats, got {maps[name].dtype}"
             assert torch.isfinite(maps[name]).all(), f"map {name!r} holds NaN or infinity"
             alone = adapter(inputs[1:], (name,), labels=None if labels is None else labels[1:])
             assert tuple(alone) == (name,), f"asked for {name!r} alone, got {tuple(alone)}"
             scale = maps[name].abs().max().clamp_min(1e-12)
             apart = ((alone[name] - maps[name][1:]).abs().max() / scale).item()
-            assert apart <= tolerance, f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
+            assert apart <= tolerance, (
+                f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
+            )
     _check_differentiable(adapter, inputs, labels)
 
 
@@ -115,8 +124,13 @@ class MemoryWork:
     """A `Work` without files: maps (h, w, D) and label maps (H, W) with H a multiple of h, as a protocol sees them."""
 
     def __init__(
-        self, maps: Sequence[NDArray[np.floating[Any]]], labels: Sequence[NDArray[np.uint8]], *, classes: int,
-        background: int | None = 0, train: Sequence[NDArray[np.floating[Any]]] | None = None,
+        self,
+        maps: Sequence[NDArray[np.floating[Any]]],
+        labels: Sequence[NDArray[np.uint8]],
+        *,
+        classes: int,
+        background: int | None = 0,
+        train: Sequence[NDArray[np.floating[Any]]] | None = None,
     ) -> None:
         self.classes, self.background, self.device = classes, background, "cpu"
         self.labels = list(labels)
@@ -151,7 +165,9 @@ class MemoryWork:
         return nullcontext(lambda steps: None)
 
 
-def _known_answer(classes: int, pictures: int = 4, side: int = 24) -> tuple[list[NDArray[np.float32]], list[NDArray[np.uint8]]]:
+def _known_answer(
+    classes: int, pictures: int = 4, side: int = 24
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.uint8]]]:
     """One-hot label maps and the labels they were made from: features that hold everything there is to know."""
     rng = np.random.default_rng(1)
     labels = []
@@ -192,6 +208,10 @@ def check_protocol(card: ProtocolCard) -> None:
         counted = np.bincount(outcome.counts.picture, weights=outcome.counts.pixels, minlength=len(labels))
         assert counted.tolist() == pixels, f"{card.name} counted {counted.tolist()} pixels of {pixels}"
         again: Outcome = run(MemoryWork(maps, labels, classes=classes), variant, 0)
-        assert np.array_equal(outcome.counts.dense(), again.counts.dense()), f"{card.name} must give the same for one seed"
+        assert np.array_equal(outcome.counts.dense(), again.counts.dense()), (
+            f"{card.name} must give the same for one seed"
+        )
         scores = evaluate(outcome.counts, background=0, seed=0)["scores"]
-        assert scores[card.headline]["miou"] == 1.0, f"{card.name} must score 1.0 on one-hot labels, got {scores[card.headline]}"
+        assert scores[card.headline]["miou"] == 1.0, (
+            f"{card.name} must score 1.0 on one-hot labels, got {scores[card.headline]}"
+        )

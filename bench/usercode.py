@@ -24,8 +24,12 @@ def card_of_file(file: Path, factory: str) -> MethodCard:
     if not file.is_file():
         raise InputError(f"--method {file}:{factory}: there is no file {file}; expected path/to/file.py:factory")
     return MethodCard(
-        name=f"{file.stem}.{factory}", summary=f"{factory} of {file}", factory="bench.usercode:build", trainable=False,
-        file=file, file_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        name=f"{file.stem}.{factory}",
+        summary=f"{factory} of {file}",
+        factory="bench.usercode:build",
+        trainable=False,
+        file=file,
+        file_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 

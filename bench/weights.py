@@ -25,7 +25,15 @@ from bench.records import Checkpoint, CheckpointCard, KeyRule, MethodCard
 from bench.registry import near
 
 __all__ = [
-    "Account", "detect", "file_sha256", "load_into", "read_checkpoint", "resolve", "seeded", "select", "state_sha256",
+    "Account",
+    "detect",
+    "file_sha256",
+    "load_into",
+    "read_checkpoint",
+    "resolve",
+    "seeded",
+    "select",
+    "state_sha256",
 ]
 
 log = logging.getLogger(__name__)

@@ -79,14 +79,18 @@ class Built:
 def build(session: Session, job: Job) -> Built:
     """Build the method, move it to the device and hash the weights it really holds."""
     request = AdapterRequest(
-        card=job.card, checkpoint=job.checkpoint, argument=job.argument, options=job.options,
+        card=job.card,
+        checkpoint=job.checkpoint,
+        argument=job.argument,
+        options=job.options,
         classes=len(session.plan.dataset.classes),
     )
     adapter = registry.load(job.card.factory)(request)
     sha256 = ""
     if isinstance(adapter, torch.nn.Module):
-        adapter.eval().requires_grad_(False).to(session.runtime.device)
         sha256 = weights.state_sha256(adapter)
+        adapter.eval().requires_grad_(False)
+        adapter.to(device=session.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     reusable = not job.card.file or bool(adapter.fingerprint)
     cache = session.cache if reusable else _command_cache(session)
     return Built(adapter, sha256, cache, reusable)
@@ -99,7 +103,9 @@ def _command_cache(session: Session) -> Cache:
         root.mkdir(parents=True, exist_ok=True)
         folder = session.resources.enter_context(tempfile.TemporaryDirectory(dir=root, prefix=".command-"))
     except OSError as error:
-        raise StorageError(f"the cache folder {root} cannot be written ({error}): set DENSEBENCH_CACHE or --cache") from error
+        raise StorageError(
+            f"the cache folder {root} cannot be written ({error}): set DENSEBENCH_CACHE or --cache"
+        ) from error
     return Cache(Path(folder))
 
 
@@ -128,9 +134,16 @@ class MethodWork:
         name = {"eval": plan.split, "train": plan.dataset.train_split}[split]
         if name not in self._maps:
             self._maps[name] = SplitMaps(
-                self._built.adapter, plan.dataset, self._session.names(name), tap=self.tap, inputs=self._inputs,
-                runtime=self._session.runtime, cache=self._built.cache, record=self._maps_record(name),
+                self._built.adapter,
+                plan.dataset,
+                self._session.names(name),
+                tap=self.tap,
+                inputs=self._inputs,
+                runtime=self._session.runtime,
+                cache=self._built.cache,
+                record=self._maps_record(name),
                 cheap=not (self._job.card.trainable or self._job.card.file),
+                user_code=self._job.card.file is not None,
             )
         return self._maps[name]
 
@@ -144,8 +157,14 @@ class MethodWork:
             "tap": asdict(adapter.taps[self.tap]),
             "pictures": session.fingerprint(split, labels=adapter.needs_labels),
             "inputs": [self._inputs.size, self._inputs.interpolation, self._inputs.dtype, adapter.pad_to],
-            "runtime": [session.runtime.device.partition(":")[0], session.runtime.precision, session.runtime.batch_size],
-            "versions": {name: metadata.version(name) for name in ("densebench", "torch", "torchvision", "timm", "pillow")},
+            "runtime": [
+                session.runtime.device.partition(":")[0],
+                session.runtime.precision,
+                session.runtime.batch_size,
+            ],
+            "versions": {
+                name: metadata.version(name) for name in ("densebench", "torch", "torchvision", "timm", "pillow")
+            },
         }
 
     def check(self, choice: ProtocolChoice) -> None:
@@ -161,7 +180,11 @@ class MethodWork:
         self, record: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[Any]]], *, keep: bool
     ) -> Mapping[str, NDArray[Any]]:
         splits = [self.maps("eval").key] + ([self.maps("train").key] if record.get("fit") == "train" else [])
-        full = {"maps": splits, "versions": {n: metadata.version(n) for n in ("densebench", "numpy", "scipy")}, **record}
+        full = {
+            "maps": splits,
+            "versions": {n: metadata.version(n) for n in ("densebench", "numpy", "scipy")},
+            **record,
+        }
         key = record_key(full)
         for shelf in (self._kept, self._recent):
             if key in shelf:
@@ -176,7 +199,9 @@ class MethodWork:
             if keep:
                 self._keep_on_disk(full, arrays)
         (self._kept if keep else self._recent)[key] = arrays
-        while sum(a.nbytes for shelf in self._recent.values() for a in shelf.values()) > _RECENT and len(self._recent) > 1:
+        while (
+            sum(a.nbytes for shelf in self._recent.values() for a in shelf.values()) > _RECENT and len(self._recent) > 1
+        ):
             self._recent.pop(next(iter(self._recent)))
         return arrays
 
@@ -198,13 +223,18 @@ class MethodWork:
             writer.drop()
 
     def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
+        labels = self.read_labels()
+        with self._session.runtime.clock.phase("count"):
+            return labels.count(assignments, clusters)
+
+    def read_labels(self) -> CellLabels:
+        """The labels of the scored split by cell, read once; a broken mask is found before any forward pass."""
         if self._labels is None:
             with self._session.runtime.clock.phase("labels"):
                 maps = self.maps("eval")
                 names = track(maps.names, len(maps.names), "labels")
                 self._labels = CellLabels.read(self._session.plan.dataset, maps, names)
-        with self._session.runtime.clock.phase("count"):
-            return self._labels.count(assignments, clusters)
+        return self._labels
 
     def say(self, text: str) -> None:
         if text not in self._said:

@@ -34,11 +34,17 @@ class ClusterSettings(InputSettings):
     )
     pca: int = setting(32, "dimensions kept by an exact PCA; 0: no PCA", minimum=0)
     whiten: bool = setting(True, "each dimension that the PCA keeps is scaled to unit variance")
-    algorithm: Literal["lloyd", "minibatch"] = setting("lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans")
+    algorithm: Literal["lloyd", "minibatch"] = setting(
+        "lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans"
+    )
     engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
     iterations: int = setting(50, "at most so many iterations of Lloyd's algorithm", minimum=1)
-    tolerance: float = setting(1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0)
-    fit: Literal["eval", "train"] = setting("eval", "the split whose vectors are clustered; the scored one takes the nearest")
+    tolerance: float = setting(
+        1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0
+    )
+    fit: Literal["eval", "train"] = setting(
+        "eval", "the split whose vectors are clustered; the scored one takes the nearest"
+    )
 
 
 _SHARED = {
@@ -52,11 +58,15 @@ _SHARED = {
 
 PRESETS = (
     Preset(
-        name="paper", version=1, summary="512×512, PCA to 32 dimensions, whitened, all vectors of the scored split",
+        name="paper",
+        version=1,
+        summary="512×512, PCA to 32 dimensions, whitened, all vectors of the scored split",
         choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
     ),
     Preset(
-        name="native", version=1, summary="as `paper`, each picture at its own size",
+        name="native",
+        version=1,
+        summary="as `paper`, each picture at its own size",
         choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_SHARED},
     ),
 )
@@ -75,8 +85,8 @@ def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
         return settings.engine
     if not cluster.faiss_available():
         raise MismatchError(
-            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or do "
-            "without it, --set engine=sklearn"
+            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or "
+            "do without it, --set engine=sklearn"
         )
     return "torch" if settings.engine == "auto" and cluster.default_engine(scope.device) == "torch" else "faiss"
 
@@ -109,7 +119,9 @@ def _split(array: NDArray[Any], grids: Sequence[tuple[int, int]]) -> Iterator[ND
 
 
 def _reduction_record(settings: ClusterSettings) -> dict[str, Any]:
-    return {"stage": "vectors", "version": 1} | {key: getattr(settings, key) for key in ("normalize", "pca", "whiten", "fit")}
+    return {"stage": "vectors", "version": 1} | {
+        key: getattr(settings, key) for key in ("normalize", "pca", "whiten", "fit")
+    }
 
 
 def _notes(settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
@@ -191,7 +203,10 @@ def _cluster(
             )
     labels = found.labels
     if settings.fit == "train":
-        labels, index = cluster.assign(reduced["vectors"], found.centroids, settings.engine, work.device), reduced.get("index")
+        labels, index = (
+            cluster.assign(reduced["vectors"], found.centroids, settings.engine, work.device),
+            reduced.get("index"),
+        )
     labels = labels.astype(np.min_scalar_type(settings.clusters))
     return {
         "labels": labels if index is None else labels[index],

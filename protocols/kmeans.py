@@ -1,7 +1,7 @@
 """K-means with as many clusters as classes, matched one to one.
 
-Supplement of arXiv 2102.06191, section 4: features are clustered, the assignments brought to the original resolution and
-matched with the classes by a Hungarian algorithm; the average of five runs is reported.
+Supplement of arXiv 2102.06191, section 4: features are clustered, the assignments brought to the original resolution
+and matched with the classes by a Hungarian algorithm; the average of five runs is reported.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
     if scope.vectors is not None and wanted > scope.vectors:
         if settings.clusters:
             raise SettingError(
-                f"kmeans.clusters={wanted} is more than the {scope.vectors} vectors of the split: ask for at most that many, "
-                "or use more or larger pictures"
+                f"kmeans.clusters={wanted} is more than the {scope.vectors} vectors of the split: ask for at most that "
+                "many, or use more or larger pictures"
             )
         clusters = scope.vectors
         notes = (f"K was cut from {wanted} classes to {clusters}, the number of vectors",)

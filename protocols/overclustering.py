@@ -1,7 +1,7 @@
 """K-means with more clusters than classes, each cluster taking the class it overlaps best.
 
-Supplement of arXiv 2102.06191, section 4 and Table 1: K of 21, 50, 100, 200 and 500 on PASCAL VOC. The supplement does not
-state the many-to-one rule; the released code gives each cluster the class of largest IoU, which is the headline here.
+Supplement of arXiv 2102.06191, section 4 and Table 1: K of 21, 50, 100, 200 and 500 on PASCAL VOC. The supplement does
+not state the many-to-one rule; the released code gives each cluster the class of largest IoU, which is the headline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ MORE = (50, 100, 200, 500)
 class OverclusteringSettings(ClusterSettings):
     """As for `kmeans`, with a list of K; a row holds one K."""
 
-    clusters: tuple[int, ...] = setting((), "every K, comma-separated; empty: the classes, 50, 100, 200, 500", minimum=1)  # type: ignore[assignment]
+    clusters: tuple[int, ...] = setting(
+        (), "every K, comma-separated; empty: the classes, 50, 100, 200, 500", minimum=1
+    )  # type: ignore[assignment]
 
 
 CARD = ProtocolCard(
@@ -48,8 +50,8 @@ def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
     notes: tuple[str, ...] = ()
     if vectors is not None and settings.clusters and max(wanted) > vectors:
         raise SettingError(
-            f"--clusters {max(wanted)} is more than the {vectors} vectors of the split: ask for at most that many, or use more "
-            "or larger pictures"
+            f"--clusters {max(wanted)} is more than the {vectors} vectors of the split: ask for at most that many, or "
+            "use more or larger pictures"
         )
     if vectors is not None and not settings.clusters:
         kept = tuple(k for k in wanted if k <= vectors / 2)
@@ -58,8 +60,8 @@ def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
             notes = (f"K = {left} left out of the default list: more than half of the {vectors} vectors",)
         if not kept:
             raise SettingError(
-                f"no K of the default list {wanted} is at most half of the {vectors} vectors of the split: name smaller ones "
-                "with --clusters"
+                f"no K of the default list {wanted} is at most half of the {vectors} vectors of the split: name "
+                "smaller ones with --clusters"
             )
         wanted = kept
     base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from bench import cli
 
 CLASSES = ("background", "left", "right")
 
@@ -17,6 +20,22 @@ def own_folders(tmp_path, monkeypatch):
     for name in ("DATA", "CACHE", "RESULTS"):
         monkeypatch.setenv(f"DENSEBENCH_{name}", str(tmp_path / name.lower()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Run a command line in this process; gives (exit status, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        logging.getLogger("bench").handlers.clear()
+        monkeypatch.setattr("sys.argv", ["bench", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    yield run
+    logging.getLogger("bench").handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -18,28 +17,12 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from bench import cli, paths
+from bench import paths
 from bench.networks.resnet import DilatedResNet
 from bench.work import build
 
 Result = tuple[int, str, str]
 COLOUR = ("--method", "colour", "--protocol", "kmeans", "--seeds", 1)
-
-
-@pytest.fixture
-def bench(monkeypatch, capsys):
-    """Run a command line in this process; gives (exit status, standard output, standard error)."""
-
-    def run(*words: object) -> Result:
-        logging.getLogger("bench").handlers.clear()
-        monkeypatch.setattr("sys.argv", ["bench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    yield run
-    logging.getLogger("bench").handlers.clear()
 
 
 def files_of_results() -> list[str]:
@@ -131,7 +114,10 @@ def test_words(bench, voc, case):
 COMMANDS = {
     "eval of a data set": ("eval --method noise --protocol kmeans --dataset shape", "'shape'", "Did you mean 'shapes'"),
     "eval of a folder": (
-        "eval --method noise --protocol kmeans --dataset ./gone", "gone does not exist", "JPEGImages/"),
+        "eval --method noise --protocol kmeans --dataset ./gone",
+        "gone does not exist",
+        "JPEGImages/",
+    ),
     "list": ("list method", "list method", "Did you mean 'methods'"),
     "table": ("table", "no rows", "bench eval", "--results"),
     "data prepare": ("data prepare vocc", "'vocc'", "Did you mean 'voc'"),
@@ -293,7 +279,7 @@ def stored_cmyk(seen: np.ndarray, path: Path) -> np.ndarray:
 
 def stored_rotated(seen: np.ndarray, path: Path) -> np.ndarray:
     exif = Image.Exif()
-    exif[0x0112] = 6   # to be turned by 90° clockwise before it is shown
+    exif[0x0112] = 6  # to be turned by 90° clockwise before it is shown
     Image.fromarray(np.rot90(seen)).save(path, quality=95, exif=exif)
     return np.rot90(np.array(Image.open(path)), -1)
 
@@ -463,7 +449,10 @@ def test_a_file_of_another_method_under_a_released_name(bench, voc):
     torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in resnet().state_dict().items()}}, target)
     assert_refused(
         bench("eval", "--method", "swav", "--protocol", "kmeans", "--dataset", voc),
-        "laid out otherwise", "module.encoder_q.conv1.weight", "prefix 'module.'", "module.prototypes.weight",
+        "laid out otherwise",
+        "module.encoder_q.conv1.weight",
+        "prefix 'module.'",
+        "module.prototypes.weight",
     )
 
 
@@ -494,7 +483,8 @@ def offline(monkeypatch):
 def test_weights_that_cannot_be_fetched(bench, voc, command):
     bench("data", "use", voc)
     assert_refused(
-        bench(*command), "cannot reach dl.fbaipublicfiles.com",
+        bench(*command),
+        "cannot reach dl.fbaipublicfiles.com",
         "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
         f"put it at {paths.weights_dir() / 'swav_800ep_pretrain.pth.tar'}",
     )
@@ -552,7 +542,7 @@ def test_more_classes_than_vectors(bench, voc):
 def test_the_default_list_is_cut(bench, voc):
     words = ("eval", "--method", "colour", "--protocol", "overclustering", "--seeds", 1, "--dataset", voc, "--json")
     result = bench(*words)
-    rows = rows_of(result)   # 6 pictures of 8×6 or 8×7 cells
+    rows = rows_of(result)  # 6 pictures of 8×6 or 8×7 cells
     assert [row["run"]["settings"]["clusters"] for row in rows] == [3, 50, 100]
     assert all("K = 200, 500 left out" in note for row in rows for note in row["notes"] if "default list" in note)
     assert any("default list" in note for row in rows for note in row["notes"])

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cli
 from bench.store import Store
 
 FLOORS = ("oracle", "noise", "colour")
-
-
-@pytest.fixture
-def bench(monkeypatch, capsys):
-    """Run a command line in this process; gives (exit status, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["bench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    yield run
-    logging.getLogger("bench").handlers.clear()
 
 
 def rows_of(output: str) -> dict[tuple[str, str, int], dict]:
@@ -47,7 +30,9 @@ def test_floors_and_ceiling(bench, voc):
     assert len(rows) == 9
     for protocol, clusters in (("kmeans", 3), ("overclustering", 3)):
         for scores in rows["oracle", protocol, clusters]["per_seed"]:
-            assert {rule: figures["miou"] for rule, figures in scores["scores"].items()} == dict.fromkeys(scores["scores"], 1.0)
+            assert {rule: figures["miou"] for rule, figures in scores["scores"].items()} == dict.fromkeys(
+                scores["scores"], 1.0
+            )
     noise = rows["noise", "kmeans", 3]["mean"]
     assert abs(noise["scores"]["one_to_one_iou"]["miou"] - noise["null"]["one_to_one_iou"]["miou"]) < 0.02
     assert rows["colour", "kmeans", 3]["mean"]["scores"]["one_to_one_iou"]["miou"] > 0.5
@@ -57,7 +42,17 @@ def test_floors_and_ceiling(bench, voc):
 
 def test_an_arbitrary_timm_network_and_a_readable_table(bench, voc):
     status, out, err = bench(
-        "eval", "--method", "timm:resnet18@random", "--method", "colour", "--protocol", "kmeans", "--dataset", voc, "--seeds", 2
+        "eval",
+        "--method",
+        "timm:resnet18@random",
+        "--method",
+        "colour",
+        "--protocol",
+        "kmeans",
+        "--dataset",
+        voc,
+        "--seeds",
+        2,
     )
     assert status == 0
     assert "timm:resnet18@random" in out
@@ -112,7 +107,9 @@ def test_a_score_does_not_depend_on_the_cache(bench, voc, monkeypatch, dtype):
 def test_other_clusters_are_served_from_the_cache(bench, voc, monkeypatch):
     bench(*floors(voc, "--method", "timm:resnet18@random"))
     monkeypatch.setattr("bench.features.SplitMaps.compute", lambda self: pytest.fail("a forward pass was made"))
-    status, out, _ = bench(*floors(voc, "--method", "timm:resnet18@random", "--protocol", "overclustering", "--clusters", "5"))
+    status, out, _ = bench(
+        *floors(voc, "--method", "timm:resnet18@random", "--protocol", "overclustering", "--clusters", "5")
+    )
     assert status == 0
     assert ("timm:resnet18", "overclustering", 5) in rows_of(out)
 
@@ -150,7 +147,9 @@ def test_predictions_have_the_size_of_their_pictures(bench, voc):
     assert status == 0
     folders = sorted(_results().glob("*-predictions"))
     assert len(folders) == 3
-    oracle = next(f for f in folders if json.loads((f.parent / f"{f.name[:-12]}.json").read_text())["run"]["method"] == "oracle")
+    oracle = next(
+        f for f in folders if json.loads((f.parent / f"{f.name[:-12]}.json").read_text())["run"]["method"] == "oracle"
+    )
     for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split():
         label = np.array(Image.open(voc / "SegmentationClass" / f"{name}.png"))
         predicted = np.array(Image.open(oracle / f"{name}.png"))
@@ -159,7 +158,9 @@ def test_predictions_have_the_size_of_their_pictures(bench, voc):
 
 
 def test_dry_run_prices_and_writes_nothing(bench, voc, tmp_path):
-    status, out, _ = bench("eval", "--method", "swav", "--method", "noise", "--protocol", "kmeans", "--dataset", voc, "--dry-run")
+    status, out, _ = bench(
+        "eval", "--method", "swav", "--method", "noise", "--protocol", "kmeans", "--dataset", voc, "--dry-run"
+    )
     assert status == 0
     assert "6 pictures" in out
     assert "6 forward passes" in out
@@ -171,7 +172,12 @@ def test_dry_run_prices_and_writes_nothing(bench, voc, tmp_path):
 
 def test_tables_of_what_was_stored(bench, voc, tmp_path):
     bench(*floors(voc))
-    for name, needle in (("csv", "many_to_one_pixels"), ("latex", "toprule"), ("markdown", "| oracle"), ("html", "<table")):
+    for name, needle in (
+        ("csv", "many_to_one_pixels"),
+        ("latex", "toprule"),
+        ("markdown", "| oracle"),
+        ("html", "<table"),
+    ):
         status, out, _ = bench("table", "--format", name)
         assert status == 0
         assert needle in out

@@ -81,7 +81,9 @@ def violations(name: str, path: Path) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize(("name", "path"), [pytest.param(n, p, id=n) for n, p in modules(ROOT / "bench") if n not in ("networks",)])
+@pytest.mark.parametrize(
+    ("name", "path"), [pytest.param(n, p, id=n) for n, p in modules(ROOT / "bench") if n not in ("networks",)]
+)
 def test_core_imports_only_downwards(name, path):
     assert violations(name, path) == []
 
@@ -110,5 +112,7 @@ def test_planted_violations_are_caught(tmp_path):
     planted.write_text("from bench.cli import app\nimport bench.adapters.swav\n")
     assert len(violations("metrics", planted)) == 2
     planted = tmp_path / "swav.py"
-    planted.write_text("from .moco_v2 import CARD\nfrom bench.evaluate import evaluate\nfrom bench.protocols import kmeans\n")
+    planted.write_text(
+        "from .moco_v2 import CARD\nfrom bench.evaluate import evaluate\nfrom bench.protocols import kmeans\n"
+    )
     assert len(plugin_violations("adapters", planted)) == 3

@@ -84,7 +84,7 @@ class FolderDataset:
         self.default_preset = card.default_preset if card else "native"
         splits = self.splits()
         usual = next((split for split in ("val", "train") if split in splits), splits[0])
-        self.train_split = card.train_split if card else "train"   # never the one that is scored
+        self.train_split = card.train_split if card else "train"  # never the one that is scored
         self.eval_split = card.eval_split if card else usual
 
     @cached_property
@@ -99,7 +99,11 @@ class FolderDataset:
         if self.has_labels:
             log.info(
                 "%s has no classes.txt: its labels hold %d classes (0 to %d), named by number; write classes.txt to "
-                "name them, with %r for the background if there is one", self.root, count, count - 1, BACKGROUND,
+                "name them, with %r for the background if there is one",
+                self.root,
+                count,
+                count - 1,
+                BACKGROUND,
             )
         return tuple(str(index) for index in range(count))
 

@@ -60,6 +60,7 @@ class Sample:
 
 # Shapes: object coordinates u (right) and v (down), the object's radius is 1.
 
+
 def _disc(u: Floats, v: Floats) -> Bits:
     return u**2 + v**2 < 0.81
 
@@ -108,6 +109,7 @@ def _ellipse(u: Floats, v: Floats) -> Bits:
 
 # Textures: object coordinates and a period -> share of the light tone, 0 … 1; half the area is light.
 
+
 def _wave(phase: Floats) -> Floats:
     return (phase % 1.0 < 0.5).astype(np.float64)
 
@@ -132,7 +134,7 @@ def _dots(u: Floats, v: Floats, period: float) -> Floats:
 
 
 def _grid(u: Floats, v: Floats, period: float) -> Floats:
-    width = 1 - 0.5**0.5   # lines of this share of a period cover half of the plane
+    width = 1 - 0.5**0.5  # lines of this share of a period cover half of the plane
     light: Bits = (u / period % 1.0 < width) | (v / period % 1.0 < width)
     return light.astype(np.float64)
 
@@ -158,7 +160,7 @@ def _bricks(u: Floats, v: Floats, period: float) -> Floats:
 
 def _speckle(u: Floats, v: Floats, period: float) -> Floats:
     x, y = np.floor(5 * u / period), np.floor(5 * v / period)
-    noise = np.sin(12.9898 * x + 78.233 * y) * 43758.5453   # a hash of the cell, without a table
+    noise = np.sin(12.9898 * x + 78.233 * y) * 43758.5453  # a hash of the cell, without a table
     return _wave(noise)
 
 
@@ -320,7 +322,7 @@ def _ground(rng: np.random.Generator, size: int) -> Floats:
         angle = rng.uniform(0, np.pi)
         along = np.cos(angle) * (right - x) + np.sin(angle) * (down - y)
         across = np.cos(angle) * (down - y) - np.sin(angle) * (right - x)
-        length, width = (rng.uniform(0.05, 0.12, 2) if rng.random() < 0.5 else (rng.uniform(0.2, 0.8), 0.012))
+        length, width = rng.uniform(0.05, 0.12, 2) if rng.random() < 0.5 else (rng.uniform(0.2, 0.8), 0.012)
         canvas[(along / length) ** 2 + (across / width) ** 2 < 1] = _any_colour(rng)
     return canvas
 
@@ -364,9 +366,9 @@ def _shift(mask: Bits, down: int, right: int) -> Bits:
     """The mask moved; what comes in is False."""
     rows, columns = mask.shape
     moved = np.zeros_like(mask)
-    moved[max(down, 0):rows + min(down, 0), max(right, 0):columns + min(right, 0)] = (
-        mask[max(-down, 0):rows - max(down, 0), max(-right, 0):columns - max(right, 0)]
-    )
+    moved[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)] = mask[
+        max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)
+    ]
     return moved
 
 
@@ -451,18 +453,20 @@ def _png(image: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> 
     rows, columns = image.shape[:2]
     kind = 2 if image.ndim == 3 else 0 if palette is None else 3
     flat = image.reshape(rows, -1)
-    data = np.concatenate([np.zeros((rows, 1), np.uint8), flat], axis=1).tobytes()   # filter 0 before each row
-    blocks = [data[start:start + 65535] for start in range(0, len(data), 65535)]
+    data = np.concatenate([np.zeros((rows, 1), np.uint8), flat], axis=1).tobytes()  # filter 0 before each row
+    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)]
     stored = b"".join(
         struct.pack("<BHH", block is blocks[-1], len(block), len(block) ^ 0xFFFF) + block for block in blocks
     )
-    return b"".join((
-        b"\x89PNG\r\n\x1a\n",
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, kind, 0, 0, 0)),
-        _chunk(b"PLTE", palette.tobytes()) if palette is not None else b"",
-        _chunk(b"IDAT", b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(data))),
-        _chunk(b"IEND", b""),
-    ))
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, kind, 0, 0, 0)),
+            _chunk(b"PLTE", palette.tobytes()) if palette is not None else b"",
+            _chunk(b"IDAT", b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(data))),
+            _chunk(b"IEND", b""),
+        )
+    )
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -24,8 +24,27 @@ CARD = DatasetCard(
     summary="PASCAL VOC 2012: 20 classes and background; train 1,464 / trainaug 10,582 (with SBD) / val 1,449",
     prepare="bench.datasets.voc:prepare",
     classes=(
-        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
     ),
     background=0,
     default_preset="paper",
@@ -110,7 +129,7 @@ def read_sbd(path: Path) -> NDArray[np.uint8]:
         if label.ndim == 2 and label.size and label.min() >= 0 and label.max() < len(CARD.classes):
             return np.asarray(label, dtype=np.uint8)
         reason = f"its values are not 0 to {len(CARD.classes) - 1} in rows and columns"
-    except Exception as error:   # scipy's reader raises nearly anything on damaged files
+    except Exception as error:  # scipy's reader raises nearly anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
     raise DatasetError(f"{path} holds no SBD label map ({reason}): delete {path.parents[2]} and prepare voc again")
 

@@ -14,9 +14,7 @@ NONE = Checkpoint(name="none", kind="none")
 
 def build(module, classes: int = 0, **options) -> Adapter:
     card = module.CARD
-    adapter = module.build(
-        AdapterRequest(card=card, checkpoint=NONE, options=card.options(**options), classes=classes)
-    )
+    adapter = module.build(AdapterRequest(card=card, checkpoint=NONE, options=card.options(**options), classes=classes))
     assert isinstance(adapter, Adapter)
     assert tuple(adapter.taps) == card.taps
     assert adapter.default_tap == card.default_tap

@@ -167,9 +167,7 @@ def reference_maps(net: ResNet, x: torch.Tensor) -> State:
 OWN_FILES = ("supervised", "moco, one GPU", "swav", "infomin", "lemniscate")
 
 
-@pytest.mark.parametrize(
-    ("kind", "own"), [*((kind, False) for kind in FILES), *((kind, True) for kind in OWN_FILES)]
-)
+@pytest.mark.parametrize(("kind", "own"), [*((kind, False) for kind in FILES), *((kind, True) for kind in OWN_FILES)])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_files_in_the_official_layouts(kind, own, original, tmp_path):
     name, spec, make = FILES[kind]

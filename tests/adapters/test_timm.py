@@ -12,7 +12,6 @@ import torchvision
 from bench.adapters import _timm, timm
 from bench.adapters.timm import TimmOptions
 from bench.backbone import Backbone
-from bench.contracts import Adapter
 from bench.errors import CheckpointError, DownloadError, FeatureError, MismatchError, SettingError, UnknownNameError
 from bench.records import AdapterRequest
 from bench.weights import resolve, state_sha256
@@ -22,7 +21,7 @@ def build(name: str, spec: str | None = "random", output_stride: Any = "auto", s
     checkpoint = resolve(timm.CARD, spec, weights_dir=Path(), seed=seed, argument=name)
     options = TimmOptions(output_stride=output_stride)
     adapter = timm.build(AdapterRequest(card=timm.CARD, checkpoint=checkpoint, argument=name, options=options))
-    assert isinstance(adapter, Adapter)
+    assert isinstance(adapter, Backbone)
     assert adapter.default_tap == "last"
     return adapter.eval()
 

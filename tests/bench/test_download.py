@@ -116,7 +116,7 @@ def test_a_file_already_there_is_not_fetched_again(server, tmp_path):
     target.write_bytes(b"other")
     with pytest.raises(DownloadError, match=r"file\.bin is not the file.*expected sha256 .*got .*delete it"):
         download.fetch(server.url, target, sha256=SHA256)
-    assert target.read_bytes() == b"other"   # perhaps put there by hand: never removed
+    assert target.read_bytes() == b"other"  # perhaps put there by hand: never removed
 
 
 def test_a_broken_connection_is_taken_up(server, tmp_path):
@@ -152,7 +152,7 @@ def test_without_version_and_digest_nothing_is_continued(server, tmp_path):
     download.fetch(server.url, tmp_path / "a")
     assert [asked.get("Range") for asked in server.asked] == [None, None]
     server.breaks, server.asked = [300_000], []
-    download.fetch(server.url, tmp_path / "b", md5=MD5)   # the digest will tell
+    download.fetch(server.url, tmp_path / "b", md5=MD5)  # the digest will tell
     assert [asked.get("Range") for asked in server.asked] == [None, "bytes=300000-"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
 
@@ -192,7 +192,7 @@ def test_a_web_page_is_not_the_file(server, tmp_path, kind):
 
 
 def test_http_errors(server, tmp_path):
-    server.states = [503, 429]   # passing: tried again
+    server.states = [503, 429]  # passing: tried again
     download.fetch(server.url, tmp_path / "a", sha256=SHA256)
     server.states, server.asked = [404], []
     with pytest.raises(DownloadError, match=r"HTTP 404.*by hand and put it at .*b"):
@@ -258,13 +258,20 @@ FILE = tarfile.REGTYPE
 def test_tars_are_unpacked(tmp_path, mode):
     archive = make_tar(
         tmp_path / "a.tar",
-        [("top/a.txt", FILE, b"A"), ("top/sub/b.txt", FILE, b"B"), ("top/l", tarfile.SYMTYPE, "sub/b.txt"),
-         ("top/h", tarfile.LNKTYPE, "top/a.txt")],
+        [
+            ("top/a.txt", FILE, b"A"),
+            ("top/sub/b.txt", FILE, b"B"),
+            ("top/l", tarfile.SYMTYPE, "sub/b.txt"),
+            ("top/h", tarfile.LNKTYPE, "top/a.txt"),
+        ],
         mode,
     )
     out = download.extract(archive, tmp_path / "out")
     assert {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} == {
-        "top/a.txt": b"A", "top/sub/b.txt": b"B", "top/l": b"B", "top/h": b"A",
+        "top/a.txt": b"A",
+        "top/sub/b.txt": b"B",
+        "top/l": b"B",
+        "top/h": b"A",
     }
     assert left(tmp_path) == ["a.tar", "out"]
 

@@ -70,8 +70,11 @@ def test_a_replacement_that_dies_keeps_the_old_content(tmp_path):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, "full; free some space"), (errno.EDQUOT, "full"), (errno.EROFS, "writable"),
-        (errno.EACCES, "writable"), (errno.EIO, "error"),
+        (errno.ENOSPC, "full; free some space"),
+        (errno.EDQUOT, "full"),
+        (errno.EROFS, "writable"),
+        (errno.EACCES, "writable"),
+        (errno.EIO, "error"),
     ],
 )
 def test_a_disk_that_fails_is_one_line_with_the_fix(tmp_path, monkeypatch, write, number, words):
@@ -118,6 +121,7 @@ def test_a_folder_without_permission(tmp_path):
 @pytest.mark.parametrize("links", [True, False])
 def test_one_of_many_writers_gets_the_name(tmp_path, monkeypatch, links):
     if not links:
+
         def refuses(*_: object) -> None:
             raise OSError(errno.EOPNOTSUPP, "no links here")
 

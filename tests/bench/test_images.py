@@ -41,7 +41,7 @@ def test_bilevel_is_black_and_white(tmp_path):
 
 def test_cmyk_becomes_rgb(tmp_path):
     cmyk = np.zeros((16, 16, 4), np.uint8)
-    cmyk[..., 1:3] = 255   # magenta and yellow: red
+    cmyk[..., 1:3] = 255  # magenta and yellow: red
     Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.jpg", quality=95)
     read = images.read_picture(tmp_path / "a.jpg").astype(int)
     assert read.shape == (16, 16, 3)
@@ -84,7 +84,7 @@ def test_float_pictures_are_refused(tmp_path):
         images.read_picture(save(tmp_path / "a.tif", np.ones((3, 3), np.float32)))
 
 
-UPRIGHT = {   # what the eight orientations of the EXIF standard mean, as array operations
+UPRIGHT = {  # what the eight orientations of the EXIF standard mean, as array operations
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -116,7 +116,7 @@ def test_exif_orientation_of_jpeg(tmp_path):
     path = save(tmp_path / "a.jpg", halves, exif=exif)
     read = images.read_picture(path)
     assert images.picture_size(path) == read.shape[:2] == (32, 16)
-    assert read[:14].min() > 240   # the left half came to the top
+    assert read[:14].min() > 240  # the left half came to the top
     assert read[18:].max() < 15
 
 
@@ -220,8 +220,15 @@ def test_read_grey_takes_the_first_channel_and_the_index(tmp_path, rgb):
 
 def test_voc_palette_has_the_published_colours():
     palette = images.voc_palette()
-    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128),
-                 255: (224, 224, 192)}
+    published = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
     assert {i: tuple(palette[i].tolist()) for i in published} == published
     assert len(np.unique(palette, axis=0)) == 256
 
@@ -232,7 +239,7 @@ def test_resize_keeps_equal_sizes_and_is_anti_aliased(rgb):
     board = np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)
     small = images.resize_picture(np.repeat(board[..., None], 3, 2).astype(np.uint8), (16, 16))
     assert small.dtype == np.uint8
-    assert np.abs(small[2:-2, 2:-2].astype(int) - 127).max() <= 2   # without anti-aliasing: 0 and 255
+    assert np.abs(small[2:-2, 2:-2].astype(int) - 127).max() <= 2  # without anti-aliasing: 0 and 255
     nearest = images.resize_picture(rgb, (10, 14), "nearest")
     np.testing.assert_array_equal(nearest, rgb.repeat(2, 0).repeat(2, 1))
 
@@ -248,9 +255,7 @@ def test_padding_repeats_the_last_row_and_column(rgb, multiple, shape):
 @pytest.mark.parametrize(("cells", "factor"), [(1, 1), (4, 16), (7, 8), (64, 32), (1000, 3)])
 def test_cells_repeat_exactly_at_integer_factors(cells, factor):
     pixels = cells * factor
-    np.testing.assert_array_equal(
-        images.cell_index(pixels, pixels, cells, factor), np.repeat(np.arange(cells), factor)
-    )
+    np.testing.assert_array_equal(images.cell_index(pixels, pixels, cells, factor), np.repeat(np.arange(cells), factor))
 
 
 def test_cells_agree_with_exact_fractions():
@@ -278,4 +283,4 @@ def test_cells_agree_with_nearest_exact_interpolation():
             torch.arange(cells, dtype=torch.float64)[None, None], size=pixels, mode="nearest-exact"
         )[0, 0].numpy()
         index = images.cell_index(pixels, 512, cells, 512 / cells)
-        assert np.mean(index == reference) > 0.99   # float ties may fall to either side
+        assert np.mean(index == reference) > 0.99  # float ties may fall to either side

@@ -27,8 +27,14 @@ class Example:
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("rate", "1e-2", 0.01), ("count", "7", 7), ("mode", "EXACT", "exact"), ("whiten", "false", False),
-        ("sizes", "21,50", (21, 50)), ("name", "x", "x"), ("name", "none", None), ("whiten", True, True),
+        ("rate", "1e-2", 0.01),
+        ("count", "7", 7),
+        ("mode", "EXACT", "exact"),
+        ("whiten", "false", False),
+        ("sizes", "21,50", (21, 50)),
+        ("name", "x", "x"),
+        ("name", "none", None),
+        ("whiten", True, True),
     ],
 )
 def test_text_becomes_the_annotated_type(key, text, value):
@@ -40,9 +46,15 @@ def test_text_becomes_the_annotated_type(key, text, value):
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("rate", "much", "a number"), ("rate", "2", "at most 1"), ("rate", "nan", "a number"), ("count", "0", "at least 1"),
-        ("count", "1.5", "a whole number"), ("mode", "quick", "one of fast, exact"), ("whiten", "maybe", "true or false"),
-        ("sizes", "21,x", "a whole number"), ("sizes", "0", "at least 1"),
+        ("rate", "much", "a number"),
+        ("rate", "2", "at most 1"),
+        ("rate", "nan", "a number"),
+        ("count", "0", "at least 1"),
+        ("count", "1.5", "a whole number"),
+        ("mode", "quick", "one of fast, exact"),
+        ("whiten", "maybe", "true or false"),
+        ("sizes", "21,x", "a whole number"),
+        ("sizes", "0", "at least 1"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(key, text, says):
@@ -59,7 +71,9 @@ def test_unknown_key_names_the_near_one_and_all():
 
 def test_overrides_are_split_at_the_first_equals_and_the_last_dot():
     assert parse_overrides(["kmeans.pca=0", "a.b.c=d=e", "seed=1"]) == (
-        Override("kmeans", "pca", "0"), Override("a.b", "c", "d=e"), Override("", "seed", "1"),
+        Override("kmeans", "pca", "0"),
+        Override("a.b", "c", "d=e"),
+        Override("", "seed", "1"),
     )
 
 

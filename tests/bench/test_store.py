@@ -19,10 +19,18 @@ from bench.errors import InternalError, StorageError
 from bench.store import Row, Store, provenance, run_key, summarise
 
 RUN: dict[str, Any] = {
-    "method": "swav", "method_version": 1, "options": {}, "checkpoint": {"name": "random", "seed": 0}, "tap": "layer4",
-    "protocol": "kmeans", "preset": "native", "preset_version": 1, "settings": {"clusters": 3, "pca": 32, "tol": 1e-4},
+    "method": "swav",
+    "method_version": 1,
+    "options": {},
+    "checkpoint": {"name": "random", "seed": 0},
+    "tap": "layer4",
+    "protocol": "kmeans",
+    "preset": "native",
+    "preset_version": 1,
+    "settings": {"clusters": 3, "pca": 32, "tol": 1e-4},
     "dataset": {"name": "tiny", "split": "val", "fingerprint": "ab", "pictures": 4, "classes": ["a", "b", "c"]},
-    "dtype": "float32", "precision": "fp32",
+    "dtype": "float32",
+    "precision": "fp32",
 }
 
 
@@ -35,9 +43,13 @@ def scores(seed: int, miou: float) -> dict[str, Any]:
 def make():
     def make(*mious: float, created: str = "2026-01-01T00:00:00+00:00", **run: Any) -> Row:
         return Row.of(
-            RUN | run, [scores(seed, miou) for seed, miou in enumerate(mious)],
-            headline={"rule": "one_to_one_iou", "metric": "miou"}, notes=["a note"], provenance={"created": created},
-            seconds={"maps": 1.5}, peak_memory_bytes=1000,
+            RUN | run,
+            [scores(seed, miou) for seed, miou in enumerate(mious)],
+            headline={"rule": "one_to_one_iou", "metric": "miou"},
+            notes=["a note"],
+            provenance={"created": created},
+            seconds={"maps": 1.5},
+            peak_memory_bytes=1000,
         )
 
     return make
@@ -136,8 +148,11 @@ def test_what_json_cannot_hold_is_refused(value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema 1"), ({"key": "0" * 16}, "edited or damaged"), ({"seeds": [7]}, "seeds"),
-        ({"mean": [1]}, "form"), ({"run": RUN | {"tap": "layer3"}}, "edited or damaged"),
+        ({"schema": 2}, "schema 1"),
+        ({"key": "0" * 16}, "edited or damaged"),
+        ({"seeds": [7]}, "seeds"),
+        ({"mean": [1]}, "form"),
+        ({"run": RUN | {"tap": "layer3"}}, "edited or damaged"),
     ],
 )
 def test_a_changed_row_is_recognised(make, change, words):
@@ -165,7 +180,9 @@ def test_an_empty_store_creates_nothing(tmp_path):
 def test_a_saved_row_is_found_with_its_arrays(tmp_path, make):
     row, kept = make(0.4, 0.6), Store(tmp_path / "runs")
     arrays: dict[str, Any] = {
-        "counts/0": np.arange(6).reshape(2, 3), "file": np.array([1.5], np.float32), "empty": np.zeros((0, 2)),
+        "counts/0": np.arange(6).reshape(2, 3),
+        "file": np.array([1.5], np.float32),
+        "empty": np.zeros((0, 2)),
     }
     path = kept.save(row, arrays)
     assert path == kept.folder / f"{row.key}-s2.json"
@@ -178,7 +195,7 @@ def test_a_saved_row_is_found_with_its_arrays(tmp_path, make):
         assert read[name].dtype == array.dtype
     with pytest.raises(KeyError):
         read["other"]
-    np.testing.assert_array_equal(kept.arrays(row)["file"], [1.5])   # a row that was never read from a file
+    np.testing.assert_array_equal(kept.arrays(row)["file"], [1.5])  # a row that was never read from a file
 
 
 def test_nothing_is_ever_replaced(tmp_path, make):
@@ -211,7 +228,7 @@ def test_most_seeds_win_and_order_is_that_of_first_saving(tmp_path, make):
     kept = Store(tmp_path)
     kept.save(make(0.5, tap="layer3", created="2026-01-02T00:00:00+00:00"), {})
     kept.save(make(0.4, 0.4, created="2026-01-03T00:00:00+00:00"), {})
-    kept.save(make(0.3, created="2026-01-01T00:00:00+01:00"), {})   # fewer seeds, but the first of its run
+    kept.save(make(0.3, created="2026-01-01T00:00:00+01:00"), {})  # fewer seeds, but the first of its run
     assert [(row.run["tap"], len(row.seeds)) for row in kept.rows()] == [("layer4", 2), ("layer3", 1)]
 
 

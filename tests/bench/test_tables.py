@@ -21,7 +21,12 @@ from bench.tables import Table, build
 
 RULES = ("one_to_one_iou", "one_to_one_pixels", "many_to_one_iou", "many_to_one_pixels", "one_to_one_iou:background")
 DATA = {
-    "name": "tiny", "split": "val", "fingerprint": "ab" * 32, "pictures": 4, "classes": ["a", "b"], "background": None,
+    "name": "tiny",
+    "split": "val",
+    "fingerprint": "ab" * 32,
+    "pictures": 4,
+    "classes": ["a", "b"],
+    "background": None,
     "limit": None,
 }
 HOSTILE = r"a_b%c&d#e$f{g}h~i^j\k<l>|[m]*n`o'p\"q é 猫 ± \input{/etc/passwd}" + "\n\x1b[31mred"
@@ -34,24 +39,43 @@ def no_cards(kind: str, name: str) -> None:
 @pytest.fixture
 def row():
     def row(
-        method: str = "swav", *mious: float, k: int = 2, rule: str = "one_to_one_iou", metric: str = "miou",
-        settings: dict[str, Any] | None = None, data: dict[str, Any] | None = None, notes: tuple[str, ...] = (),
-        dropped: int = 0, **run: Any,
+        method: str = "swav",
+        *mious: float,
+        k: int = 2,
+        rule: str = "one_to_one_iou",
+        metric: str = "miou",
+        settings: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        notes: tuple[str, ...] = (),
+        dropped: int = 0,
+        **run: Any,
     ) -> Row:
         def by_rule(miou: float) -> dict[str, Any]:
             same = {"pixel_accuracy": 0.9, "foreground_miou": None, "iou": [miou, miou], "match": [0, 1]}
             return {name: {"miou": miou + i / 100, **same} for i, name in enumerate(RULES)}
 
         whole = {
-            "method": method, "method_version": 1, "options": {}, "checkpoint": {"name": "none"}, "tap": "layer4",
-            "protocol": "kmeans", "preset": "native", "preset_version": 1,
-            "settings": {"clusters": k, "pca": 32} | (settings or {}), "dataset": DATA | (data or {}),
-            "dtype": "float32", "precision": "fp32",
+            "method": method,
+            "method_version": 1,
+            "options": {},
+            "checkpoint": {"name": "none"},
+            "tap": "layer4",
+            "protocol": "kmeans",
+            "preset": "native",
+            "preset_version": 1,
+            "settings": {"clusters": k, "pca": 32} | (settings or {}),
+            "dataset": DATA | (data or {}),
+            "dtype": "float32",
+            "precision": "fp32",
         } | run
         per_seed = [
             {
-                "seed": seed, "scores": by_rule(miou), "held_out": by_rule(miou - 0.05), "null": by_rule(0.1),
-                "ari": 0.2, "nmi": 0.3,
+                "seed": seed,
+                "scores": by_rule(miou),
+                "held_out": by_rule(miou - 0.05),
+                "null": by_rule(0.1),
+                "ari": 0.2,
+                "nmi": 0.3,
             }
             for seed, miou in enumerate(mious or (0.4,))
         ]
@@ -64,10 +88,17 @@ def row():
 def small(row) -> Table:
     """Three methods and the oracle under two protocols, one figure missing, one with a note."""
     over = {"protocol": "overclustering", "k": 50, "rule": "many_to_one_iou"}
-    return build([
-        row("oracle", 1.0, 1.0), row("colour", 0.10, 0.12), row("swav", 0.40, 0.42), row("new_net", 0.30, 0.32),
-        row("swav", 0.50, 0.54, **over), row("colour", 0.20, 0.24, **over, notes=("K was cut from 60 to 50",)),
-    ], cards=no_cards)
+    return build(
+        [
+            row("oracle", 1.0, 1.0),
+            row("colour", 0.10, 0.12),
+            row("swav", 0.40, 0.42),
+            row("new_net", 0.30, 0.32),
+            row("swav", 0.50, 0.54, **over),
+            row("colour", 0.20, 0.24, **over, notes=("K was cut from 60 to 50",)),
+        ],
+        cards=no_cards,
+    )
 
 
 def labels(table: Table) -> tuple[list[str], list[str]]:
@@ -78,7 +109,9 @@ def labels(table: Table) -> tuple[list[str], list[str]]:
 
 
 def test_markdown(small):
-    assert render(small, "markdown") == """\
+    assert (
+        render(small, "markdown")
+        == """\
 |          |      kmeans K=2       |        overclustering K=50        |
 |:---------|:---------------------:|:---------------------------------:|
 | colour   |      11.0 ± 1.4       | <ins>24.0 ± 2.8</ins><sup>a</sup> |
@@ -95,6 +128,7 @@ many-to-one by IoU (overclustering).
 - In italics, outside the ranking: oracle (sees the labels: an upper bound).
 - <sup>a</sup> K was cut from 60 to 50
 """
+    )
 
 
 def test_latex(small):
@@ -105,7 +139,9 @@ def test_latex(small):
         "Data: tiny (split val, 4 pictures, 2 classes). Best in bold, second underlined. "
         "In italics, outside the ranking: oracle (sees the labels: an upper bound)."
     )
-    assert render(small, "latex") == r"""% needs \usepackage{booktabs}
+    assert (
+        render(small, "latex")
+        == r"""% needs \usepackage{booktabs}
 \begin{table}
 \centering
 \caption{CAPTION}
@@ -123,10 +159,13 @@ oracle & \textit{100.0 $\pm$ 0.0} & -- \\
 \par\footnotesize \textsuperscript{a} K was cut from 60 to 50
 \end{table}
 """.replace("CAPTION", caption)
+    )
 
 
 def test_terminal(small):
-    assert formats.text(small) == """\
+    assert (
+        formats.text(small)
+        == """\
             kmeans K=2    overclustering
                                     K=50
 -------  -------------  ----------------
@@ -155,6 +194,7 @@ oracle           kmeans K=2               100.0         101.0      102.0        
 held out: the headline's rule fitted on one half of the pictures, scored on the other.
 null: the headline after each picture's cluster ids are permuted on their own.
 """
+    )
 
 
 class Cells(HTMLParser):
@@ -187,8 +227,11 @@ def test_html(small):
     cells = Cells()
     cells.feed(page)
     assert cells.rows == [
-        ["\xa0", "kmeans K=2", "overclustering K=50"], ["colour", "11.0 ± 1.4", "24.0 ± 2.8a"],
-        ["swav", "41.0 ± 1.4", "54.0 ± 2.8"], ["new_net", "31.0 ± 1.4", "–"], ["oracle", "100.0 ± 0.0", "–"],
+        ["\xa0", "kmeans K=2", "overclustering K=50"],
+        ["colour", "11.0 ± 1.4", "24.0 ± 2.8a"],
+        ["swav", "41.0 ± 1.4", "54.0 ± 2.8"],
+        ["new_net", "31.0 ± 1.4", "–"],
+        ["oracle", "100.0 ± 0.0", "–"],
     ]
     assert "<strong>41.0 ± 1.4</strong>" in page
     assert "<u>31.0 ± 1.4</u>" in page
@@ -333,7 +376,12 @@ def test_what_differs_between_protocols_is_said_too(row):
 def test_clusters_are_ordered_as_numbers_and_data_sets_apart(row):
     rows = [row("swav", k=k, data={"name": name}) for name in ("b", "a") for k in (100, 21, 500)]
     assert labels(build(rows, cards=no_cards))[1] == [
-        "b kmeans K=21", "b kmeans K=100", "b kmeans K=500", "a kmeans K=21", "a kmeans K=100", "a kmeans K=500",
+        "b kmeans K=21",
+        "b kmeans K=100",
+        "b kmeans K=500",
+        "a kmeans K=21",
+        "a kmeans K=100",
+        "a kmeans K=500",
     ]
 
 
@@ -366,12 +414,15 @@ def test_different_headlines_in_one_column_are_noted_and_not_ranked_together(row
 def test_the_axes_can_be_chosen(row):
     rows = [row("swav", k=k, data={"name": name}) for name in ("a", "b") for k in (2, 3)]
     assert labels(build(rows, index=("method", "clusters"), columns=("dataset",), cards=no_cards)) == (
-        ["swav K=2", "swav K=3"], ["a kmeans", "b kmeans"],
+        ["swav K=2", "swav K=3"],
+        ["a kmeans", "b kmeans"],
     )
     alone = build(rows[:1], index=("dataset",), columns=("method",), cards=no_cards)
     assert labels(alone) == (["a"], ["swav kmeans K=2"])
     for index, columns, words in (
-        (("methods",), (), "Did you mean 'method'"), (("method",), ("method",), "twice"), (tables.AXES, (), "one side"),
+        (("methods",), (), "Did you mean 'method'"),
+        (("method",), ("method",), "twice"),
+        (tables.AXES, (), "one side"),
     ):
         with pytest.raises(SettingError, match=words):
             build(rows, index=index, columns=columns)

@@ -1,6 +1,6 @@
 """What the protocols cost beside the bare forward passes, and how much memory they need.
 
-    python tests/benchmarks/pipeline.py FOLDER     (a data set in VOC layout, e.g. 30 pictures of 480×360)
+python tests/benchmarks/pipeline.py FOLDER     (a data set in VOC layout, e.g. 30 pictures of 480×360)
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ def child(*words: object, folder: Path) -> dict[str, Any]:
 
 
 def bare_forward(dataset: Path) -> float:
-    """Seconds of the network alone over the same pictures, decoded beforehand, in the harness's batches."""
+    """Seconds of the network alone over the same pictures, decoded and normalised, as the harness runs it."""
     import torch
 
     from bench import registry
     from bench.datasets import open_dataset
-    from bench.features import default_batch_size
+    from bench.features import Runtime, batches
     from bench.records import AdapterRequest, Checkpoint
 
     card = registry.card("methods", "supervised")
     request = AdapterRequest(card=card, checkpoint=Checkpoint(name="random", kind="random"), options=card.options())
-    network = registry.load(card.factory)(request).eval()
+    network = registry.load(card.factory)(request).eval().to(memory_format=torch.channels_last)
     opened = open_dataset(str(dataset))
     pictures = [opened.picture(name).transpose(2, 0, 1).copy() for name in opened.names("val")]
-    size = default_batch_size("cpu")
-    batches = [torch.from_numpy(np.stack(pictures[i : i + size])) for i in range(0, len(pictures), size)]
+    indices = batches([(picture.shape[1:],) for picture in pictures], Runtime())
+    stacked = [torch.from_numpy(np.stack([pictures[i] for i in batch])) for batch in indices]
     with torch.inference_mode():
-        network(network.preprocess(batches[0][:1]), ("layer4",))
+        ready = [network.preprocess(batch).contiguous(memory_format=torch.channels_last) for batch in stacked]
+        network(ready[0], ("layer4",))
         start = time.perf_counter()
-        for batch in batches:
-            network(network.preprocess(batch), ("layer4",))
+        for batch in ready:
+            network(batch, ("layer4",))
         return time.perf_counter() - start
 
 
@@ -83,7 +84,9 @@ def against_forward(dataset: Path) -> dict[str, Any]:
     for name, run in (("kmeans", kmeans), ("kmeans and overclustering", both)):
         work = sum(s for row in run["rows"] for phase, s in row["seconds"].items() if phase in _OUTER)
         report[name] = {
-            "ratio": round(work / bare, 2), "seconds": round(work, 2), "whole process, seconds": round(run["seconds"], 2),
+            "ratio": round(work / bare, 2),
+            "seconds": round(work, 2),
+            "whole process, seconds": round(run["seconds"], 2),
             "phases": phases(run["rows"]),
         }
     return report
@@ -115,15 +118,28 @@ def growth() -> dict[str, Any]:
     """Peak memory from 30 to 300 pictures, against the reduced vectors that were added."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        words = ["eval", "--method", "timm:resnet18@random", "--protocol", "kmeans", "--seeds", 1, "--json", "--dataset"]
+        words = [
+            "eval",
+            "--method",
+            "timm:resnet18@random",
+            "--protocol",
+            "kmeans",
+            "--seeds",
+            1,
+            "--json",
+            "--dataset",
+        ]
         peaks = {}
         make_pictures(folder / "set", 300, (256, 256))
         for count in (30, 300):
             run = child(*words, folder / "set", "--limit", count, folder=folder / f"out{count}")
             peaks[count] = run["peak"]
         added = 270 * 32 * 32 * 32 * 4
-    return {"peak MB": {n: round(p / 1e6) for n, p in peaks.items()}, "added vectors MB": round(added / 1e6),
-            "growth over added vectors": round((peaks[300] - peaks[30]) / added, 2)}
+    return {
+        "peak MB": {n: round(p / 1e6) for n, p in peaks.items()},
+        "added vectors MB": round(added / 1e6),
+        "growth over added vectors": round((peaks[300] - peaks[30]) / added, 2),
+    }
 
 
 def voc_sized() -> dict[str, Any]:
@@ -132,8 +148,21 @@ def voc_sized() -> dict[str, Any]:
         folder = Path(text)
         make_pictures(folder / "set", 1449, (512, 512))
         run = child(
-            "eval", "--method", "noise", "--set", "noise.width=64", "--protocol", "kmeans:paper", "--set", "kmeans.clusters=21",
-            "--seeds", 1, "--json", "--dataset", folder / "set", folder=folder,
+            "eval",
+            "--method",
+            "noise",
+            "--set",
+            "noise.width=64",
+            "--protocol",
+            "kmeans:paper",
+            "--set",
+            "kmeans.clusters=21",
+            "--seeds",
+            1,
+            "--json",
+            "--dataset",
+            folder / "set",
+            folder=folder,
         )
     return {"peak MB": round(run["peak"] / 1e6), "seconds": round(run["seconds"], 1), "phases": phases(run["rows"])}
 

@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 
 def machine() -> dict[str, Any]:
     facts = provenance("cpu", "fp32")
-    model = next((line.partition(": ")[2] for line in _cpu_lines() if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(": ")[2] for line in _cpu_lines() if line.startswith("model name")), platform.processor()
+    )
     return {"processor": model, "cores": os.cpu_count(), "commit": facts.get("commit"), "libraries": facts["libraries"]}
 
 
@@ -42,8 +44,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         dataset = given if given.is_dir() else pipeline.make_pictures(Path(text) / "generated", 30, (360, 480), 11)
         report = {
-            "date": date.today().isoformat(), "command": "make bench", "machine": machine(),
-            "scoring": scoring.measure(), "clustering": clustering.measure(), "pipeline": pipeline.measure(dataset),
+            "date": date.today().isoformat(),
+            "command": "make bench",
+            "machine": machine(),
+            "scoring": scoring.measure(),
+            "clustering": clustering.measure(),
+            "pipeline": pipeline.measure(dataset),
         }
     target = ROOT / "results" / "benchmarks" / f"{report['date']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def test_voc_layout(voc):
     assert (dataset.name, dataset.default_preset) == ("set", "native")
     assert (dataset.train_split, dataset.eval_split) == ("train", "val")
     assert dataset.splits() == ("train", "val")
-    assert dataset.names("val") == ("d", "c")   # in the order of the list
+    assert dataset.names("val") == ("d", "c")  # in the order of the list
     assert dataset.classes == ("cat", "background", "dog")
     assert dataset.background == 1
     assert dataset.has_labels
@@ -144,8 +144,14 @@ def test_classes_are_scanned_without_a_list(voc, caplog):
 
 def test_a_card_gives_names_and_splits(voc):
     card = DatasetCard(
-        name="demo", summary="", prepare="", classes=("background", "x", "y"), background=None, default_preset="paper",
-        train_split="val", eval_split="train",
+        name="demo",
+        summary="",
+        prepare="",
+        classes=("background", "x", "y"),
+        background=None,
+        default_preset="paper",
+        train_split="val",
+        eval_split="train",
     )
     dataset = FolderDataset(voc, card=card)
     assert (dataset.name, dataset.classes, dataset.background) == ("demo", card.classes, None)
@@ -177,7 +183,7 @@ def test_lists_that_cannot_be_used(voc):
     refused(r"no split 'test', there are: bytes, empty, ghost, train, twice, val", dataset.names, "test")
     refused(r"empty\.txt is empty", dataset.names, "empty")
     refused(r"twice\.txt holds the picture 'a' more than once", dataset.names, "twice")
-    for _ in range(2):   # a failure is not remembered as success
+    for _ in range(2):  # a failure is not remembered as success
         refused(r"ghost\.txt lists 'ghost', but .*JPEGImages has no such picture", dataset.names, "ghost")
     refused(r"bytes\.txt cannot be read", dataset.names, "bytes")
     assert next(dataset.check("ghost")).startswith(str(lists / "ghost.txt"))
@@ -330,13 +336,16 @@ def test_the_default_is_kept(voc, home, monkeypatch):
 @pytest.mark.skipif(not SHARED.exists(), reason="the sample data sets are not here")
 @pytest.mark.parametrize(
     ("name", "pictures", "classes", "background", "mask_sets"),
-    [("camvid-mini", (60, 30), 11, None, ()), ("horses-mini", (70, 30), 2, 0, ("true",)),
-     ("salient-photos", (18,), 0, None, ("u2net",))],
+    [
+        ("camvid-mini", (60, 30), 11, None, ()),
+        ("horses-mini", (70, 30), 2, 0, ("true",)),
+        ("salient-photos", (18,), 0, None, ("u2net",)),
+    ],
 )
 def test_sample_data_sets(name, pictures, classes, background, mask_sets):
     dataset = FolderDataset(SHARED / name)
     assert tuple(len(dataset.names(split)) for split in dataset.splits()) == pictures
     assert (len(dataset.classes), dataset.background, dataset.mask_sets()) == (classes, background, mask_sets)
     assert list(dataset.check(dataset.eval_split, limit=5)) == []
-    if name == "horses-mini":   # their masks are their labels
+    if name == "horses-mini":  # their masks are their labels
         np.testing.assert_array_equal(dataset.mask("horse071", "true"), dataset.label("horse071") == 1)

@@ -65,10 +65,10 @@ def test_every_class_is_in_val_and_a_fifth_of_the_pictures_have_two_objects(val)
     per_picture = [set(np.unique(sample.label)) - {0, 255} for sample in val]
     assert set().union(*per_picture) == set(range(1, 11))
     counts = np.bincount(np.concatenate([list(classes) for classes in per_picture]), minlength=11)[1:]
-    assert counts.min() >= 25   # 48 expected
+    assert counts.min() >= 25  # 48 expected
     outlines = np.array([ndimage.label(sample.clean, np.ones((3, 3)))[1] for sample in val])
     assert 0.13 < np.mean(outlines == 2) < 0.27
-    assert np.mean(outlines > 2) < 0.01   # the tip of a flower, cut off by the side of the picture
+    assert np.mean(outlines > 2) < 0.01  # the tip of a flower, cut off by the side of the picture
 
 
 def test_colour_does_not_tell_the_class(val):
@@ -125,8 +125,19 @@ def test_it_opens_by_name_prepared_on_the_spot(few, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEBENCH_DATA", str(tmp_path))
     dataset = open_dataset("shapes")
     assert dataset.root == tmp_path / "shapes"
-    assert dataset.classes == ("background", "disc", "square", "triangle", "flower", "cross", "annulus", "heart",
-                               "crescent", "hexagon", "ellipse")
+    assert dataset.classes == (
+        "background",
+        "disc",
+        "square",
+        "triangle",
+        "flower",
+        "cross",
+        "annulus",
+        "heart",
+        "crescent",
+        "hexagon",
+        "ellipse",
+    )
     assert (dataset.background, dataset.default_preset) == (0, "native")
     assert (dataset.train_split, dataset.eval_split) == ("train", "val")
     assert dataset.mask_sets() == ("clean", "noisy")
@@ -167,8 +178,12 @@ def test_what_is_half_made_is_made_again(few, tmp_path, damage):
         marker = root / ".shapes.json"
         marker.write_text(json.dumps({**json.loads(marker.read_text()), "version": 0}))
     else:
-        lost = {"picture": "JPEGImages/val_0001.png", "marker": ".shapes.json", "mask": "saliency_noisy/train_0003.png",
-                "list": "ImageSets/Segmentation/val.txt"}
+        lost = {
+            "picture": "JPEGImages/val_0001.png",
+            "marker": ".shapes.json",
+            "mask": "saliency_noisy/train_0003.png",
+            "list": "ImageSets/Segmentation/val.txt",
+        }
         (root / lost[damage]).unlink()
     shapes.prepare(root, quiet)
     assert {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} == whole

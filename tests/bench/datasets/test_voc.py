@@ -84,8 +84,9 @@ def archives(tmp_path, monkeypatch):
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(download, "_PAUSE", 0.0)
-    monkeypatch.setattr(voc, "VOC_URLS", (f"{base}/gone/VOCtrainval_11-May-2012.tar",
-                                          f"{base}/VOCtrainval_11-May-2012.tar"))
+    monkeypatch.setattr(
+        voc, "VOC_URLS", (f"{base}/gone/VOCtrainval_11-May-2012.tar", f"{base}/VOCtrainval_11-May-2012.tar")
+    )
     monkeypatch.setattr(voc, "SBD_URLS", (f"{base}/benchmark.tgz",))
     for key, file in (("VOC_MD5", "VOCtrainval_11-May-2012.tar"), ("SBD_MD5", "benchmark.tgz")):
         monkeypatch.setattr(voc, key, hashlib.md5((served / file).read_bytes()).hexdigest())
@@ -100,10 +101,12 @@ def check_complete(folder: Path):
     assert dataset.splits() == ("train", "trainaug", "val")
     assert dataset.names("trainaug") == ("2007_1", "2007_2", "2008_1", "2008_2", "2008_3")
     assert sorted(p.name for p in (folder / "SegmentationClassAug").iterdir()) == [
-        "2008_1.png", "2008_2.png", "2008_3.png"
+        "2008_1.png",
+        "2008_2.png",
+        "2008_3.png",
     ]
     np.testing.assert_array_equal(dataset.label("2008_2"), sbd_label("2008_2"))
-    assert (dataset.label("2007_1") == 255).all()   # VOC's own, not SBD's
+    assert (dataset.label("2007_1") == 255).all()  # VOC's own, not SBD's
     with Image.open(folder / "SegmentationClassAug" / "2008_1.png") as image:
         assert image.mode == "P"
         assert image.getpalette()[:63] == voc_palette()[:21].ravel().tolist()
@@ -116,7 +119,7 @@ def test_everything_is_fetched_and_built(archives, tmp_path):
     check_complete(folder)
     assert not (folder / "Annotations").exists()
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["VOCdevkit", "downloads"]
-    assert any("gone" in line for line in said)   # the first address failed, the mirror did not
+    assert any("gone" in line for line in said)  # the first address failed, the mirror did not
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
     shutil.rmtree(tmp_path / "data" / "downloads")
     assert voc.prepare(tmp_path / "data", said.append, expected=COUNTS) == folder
@@ -139,7 +142,7 @@ def test_existing_augmented_masks_are_taken_as_they_are(tmp_path):
     for name in ("2008_9", "2007_3"):
         write_label(folder / "SegmentationClassAug" / f"{name}.png", np.ones(SIZE, int))
     said: list[str] = []
-    voc.prepare(tmp_path, said.append)   # no server: nothing may be fetched
+    voc.prepare(tmp_path, said.append)  # no server: nothing may be fetched
     lists = folder / "ImageSets" / "Segmentation"
     assert (lists / "trainaug.txt").read_text() == "2007_1\n2007_2\n2008_9\n"
     assert any("trainaug.txt holds 3 pictures, expected 10582" in line for line in said)
