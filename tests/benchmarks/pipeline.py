@@ -115,7 +115,7 @@ def make_pictures(root: Path, count: int, size: tuple[int, int], classes: int = 
 
 
 def growth() -> dict[str, Any]:
-    """Peak memory from 30 to 300 pictures of 256², 4,096 vectors of width 256 each, against the reduced vectors added."""
+    """Peak memory from 30 to 300 pictures of 256², 4,096 vectors each, against the reduced vectors that were added."""
     noise = ["--method", "noise", "--set", "noise.width=256", "--set", "noise.stride=4"]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
