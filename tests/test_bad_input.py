@@ -92,7 +92,7 @@ WORDS = {
     "no seeds": ("--method noise --protocol kmeans --seeds 0", "'--seeds'", "greater than or equal to 1", "--help"),
     "no pictures": ("--method noise --protocol kmeans --limit 0", "'--limit'", "greater than or equal to 1"),
     "size": ("--method noise --protocol kmeans --size large", "size 'large'", "native, N or HxW"),
-    "size too small": ("--method noise --protocol kmeans --size 0x64", "size '0x64'", "at least 8"),
+    "size too small": ("--method noise --protocol kmeans --size 0x64", "size '0x64'", "8 to 8192"),
     "size as a setting": ("--method noise --protocol kmeans --set kmeans.size=12by12", "size '12by12'", "HxW"),
     "precision": ("--method noise --protocol kmeans --precision fp8", "--precision fp8", "fp32 or bf16"),
     "device": ("--method noise --protocol kmeans --device tpu", "--device tpu", "cuda:N"),
