@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ColourOptions:
     """stride: input pixels per cell."""
 
-    stride: int = setting(8, "input pixels per cell", minimum=1)
+    stride: int = setting(8, "input pixels per cell", minimum=1, maximum=4096)
 
 
 CARD = MethodCard(

@@ -17,7 +17,7 @@ class NoiseOptions:
     """width: channels. stride: input pixels per cell. seed: of the draw."""
 
     width: int = setting(32, "channels of the map", minimum=1, maximum=65536)
-    stride: int = setting(8, "input pixels per cell", minimum=1)
+    stride: int = setting(8, "input pixels per cell", minimum=1, maximum=4096)
     seed: int = setting(0, "seed of the draw", minimum=0)
 
 

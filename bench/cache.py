@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.errors import StorageError
+
 __all__ = ["LARGEST", "Cache", "Entry", "Writer", "record_key"]
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,15 @@ class Entry:
         """Consecutive blocks of `lengths` rows, read one at a time: memory holds one block, not the mapped file."""
         shape, dtype = self.arrays[name]
         width = int(np.prod(shape[1:]))
-        with (self.folder / f"{name}.bin").open("rb") as stream:
-            for length in lengths:
-                yield np.fromfile(stream, dtype, count=length * width).reshape(length, *shape[1:])
+        try:
+            with (self.folder / f"{name}.bin").open("rb") as stream:
+                for length in lengths:
+                    yield np.fromfile(stream, dtype, count=length * width).reshape(length, *shape[1:])
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"the cache entry {self.folder} went away while it was read ({error}): run the command again, and "
+                "clear the cache only when nothing runs"
+            ) from error
 
 
 class Cache:
@@ -70,8 +78,13 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def entries_root(self) -> Path:
+        """Where entries lie, and whatever else the cache may forget at any time."""
+        return self.root / "entries"
+
     def _place(self, record: Mapping[str, Any]) -> Path:
-        return self.root / "entries" / record_key(record)
+        return self.entries_root / record_key(record)
 
     def holds(self, record: Mapping[str, Any]) -> bool:
         """True when an entry with this record exists (its content is verified only by `find`)."""
@@ -105,13 +118,13 @@ class Cache:
 
     def entries(self) -> Iterator[tuple[Path, int]]:
         """(folder, bytes) of every entry, complete or left behind."""
-        for folder in sorted((self.root / "entries").glob("*")):
-            yield folder, sum(file.stat().st_size for file in folder.glob("*"))
+        for folder in sorted(self.entries_root.glob("*")):
+            yield folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     def clear(self) -> int:
         """Remove every entry; returns the bytes freed."""
         freed = sum(size for _, size in self.entries())
-        shutil.rmtree(self.root / "entries", ignore_errors=True)
+        shutil.rmtree(self.entries_root, ignore_errors=True)
         return freed
 
 

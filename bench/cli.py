@@ -94,7 +94,7 @@ def eval(
     preset: Annotated[str | None, typer.Option(help="preset of every protocol without its own")] = None,
     clusters: Annotated[str | None, typer.Option(help="every K of overclustering, e.g. 21,50,100")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="the first seed")] = 0,
     size: Annotated[str | None, typer.Option(help="network input: native, N (stretched to N×N) or HxW")] = None,
     batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: by pixels]")] = 0,
     workers: Annotated[int, typer.Option(min=-1, help="threads that decode [default: 1 on a CPU, 8 on a GPU]")] = -1,

@@ -128,10 +128,14 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One row to be made: its settings, final, and what the reader of the row has to know about them."""
+    """One row to be made: its settings, final, and what the reader of the row has to know about them.
+
+    reads_train: the figures depend on the train split too.
+    """
 
     settings: Any
     notes: tuple[str, ...] = ()
+    reads_train: bool = False
 
 
 @dataclass(slots=True)

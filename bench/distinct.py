@@ -30,8 +30,9 @@ class Gathered:
 class Gatherer:
     """Takes blocks (n, D), keeps `transform(block)` (n, d) of them.
 
-    expected: N, the vectors of the whole stream. Repetition is judged by the first block: unless half of its vectors
-    repeat, all are kept one by one in an array of N rows, the only copy in memory.
+    expected: N, the vectors of the whole stream. Equal vectors are merged as long as they repeat: from the first block
+    of which more than half is new on (a fourth, once `_FEW` are known), all are kept one by one in an array of N rows,
+    the only copy in memory.
     """
 
     def __init__(self, expected: int, transform: Callable[[Floats], Floats]) -> None:
@@ -40,14 +41,14 @@ class Gatherer:
         self._taken = 0
         self._plain: Floats | None = None
         self._rows: dict[int, int] = {}
-        self._raw: list[Floats] = []
+        self._table: Floats = np.empty((0, 0), np.float32)
         self._index: list[NDArray[np.uint32]] = []
 
     def add(self, block: Floats) -> None:
         """Take in the next vectors of the stream."""
-        if self._plain is None and self._repeats(block):
-            self._add_distinct(block)
-        else:
+        if self._plain is None and not self._add_distinct(block):
+            self._spread_out()
+        if self._plain is not None:
             self._add_plain(self._transform(block))
         self._taken += len(block)
 
@@ -57,28 +58,48 @@ class Gatherer:
             raise InternalError(f"the maps gave {self._taken} vectors, {self._expected} were promised")
         if self._plain is not None:
             return Gathered(self._plain, None)
-        return Gathered(self._transform(np.concatenate(self._raw)), np.concatenate(self._index))
-
-    def _repeats(self, block: Floats) -> bool:
-        return bool(self._index) or len(np.unique(_hash(block))) <= len(block) / 2
+        return Gathered(self._transform(self._table[: len(self._rows)]), np.concatenate(self._index))
 
     def _add_plain(self, rows: Floats) -> None:
-        if self._plain is None:
+        if self._plain is None or not self._plain.size:
             self._plain = np.empty((self._expected, rows.shape[1]), np.float32)
         self._plain[self._taken : self._taken + len(rows)] = rows
 
-    def _add_distinct(self, block: Floats) -> None:
-        """Number the block's vectors by what was seen before; new ones are appended."""
+    def _add_distinct(self, block: Floats) -> bool:
+        """Number the block's vectors by what was seen before; False, and nothing done, where they do not repeat."""
         hashes, first, inverse = np.unique(_hash(block), return_index=True, return_inverse=True)
         known = len(self._rows)
-        number = np.array([self._rows.setdefault(int(value), len(self._rows)) for value in hashes], np.uint32)
+        unseen = [int(value) for value in hashes if int(value) not in self._rows]
+        if known + len(unseen) > max(_FEW, (self._taken + len(block)) / 4) or len(unseen) > len(block) / 2:
+            return False
+        self._rows |= {value: known + position for position, value in enumerate(unseen)}
+        number = np.array([self._rows[int(value)] for value in hashes], np.uint32)
         new = number >= known
-        if new.any():
-            self._raw.append(block[first[new][np.argsort(number[new])]])
+        self._grow(len(self._rows), block.shape[1])
+        self._table[number[new]] = block[first[new]]
         index = number[inverse.reshape(-1)]
-        self._index.append(index)
-        if not np.array_equal(np.concatenate(self._raw)[index], block, equal_nan=True):
+        if not np.array_equal(self._table[index], block, equal_nan=True):
             raise InternalError("two vectors have one hash: their cells would be mixed up")
+        self._index.append(index)
+        return True
+
+    def _grow(self, rows: int, width: int) -> None:
+        if rows > len(self._table):
+            table = np.empty((2 * rows, width), np.float32)
+            table[: len(self._table)] = self._table.reshape(-1, width)
+            self._table = table
+
+    def _spread_out(self) -> None:
+        """Go on one by one: what was merged so far is written out."""
+        self._plain = np.empty((0, 0), np.float32)
+        if self._index:
+            taken, self._taken = self._taken, 0
+            self._add_plain(self._transform(self._table[: len(self._rows)])[np.concatenate(self._index)])
+            self._taken = taken
+        self._rows, self._table, self._index = {}, np.empty((0, 0), np.float32), []
+
+
+_FEW = 1024
 
 
 def _hash(block: Floats) -> NDArray[np.uint64]:

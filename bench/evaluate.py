@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -39,7 +39,14 @@ def evaluate(plan: Plan) -> list[Row]:
         session = open_session(plan, resources)
         session.store.check_writable()
         _state_defaults(session)
-        return [row for job in plan.jobs for row in _evaluate_method(session, job)]
+        rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
+    _say_other_seeds(rows, wanted_seeds(session))
+    return rows
+
+
+def _say_other_seeds(rows: Sequence[Row], wanted: Sequence[int]) -> None:
+    for seeds in {tuple(row.seeds) for row in rows if set(row.seeds) != set(wanted)}:
+        log.info("rows with more seeds than asked for were there already: figures are over seeds %s", list(seeds))
 
 
 def _state_defaults(session: Session) -> None:
@@ -127,7 +134,7 @@ def wanted_seeds(session: Session) -> tuple[int, ...]:
 def _finished(session: Session, job: Job) -> list[Row] | None:
     """The job's rows when the store has all of them with the seeds that are wanted; the network is not built then."""
     request = session.plan.request
-    if request.again or request.save_predictions or job.card.file:
+    if request.again or request.save_predictions or _is_known_only_when_built(job):
         return None
     rows = []
     for choice in job.protocols:
@@ -137,6 +144,11 @@ def _finished(session: Session, job: Job) -> list[Row] | None:
                 return None
             rows.append(row)
     return rows
+
+
+def _is_known_only_when_built(job: Job) -> bool:
+    """Weights that a user's code or another library brings have no hash before they are in the network."""
+    return job.card.file is not None or job.checkpoint.kind == "pretrained"
 
 
 def stored_row(
@@ -151,9 +163,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """The run of a row: everything that decides its figures but the seeds. Its hash is the row's key."""
     plan = session.plan
-    checkpoint = dict(job.checkpoint.identity)
-    if job.card.file and built:
-        checkpoint["weights"] = built.adapter.fingerprint or built.weights_sha256
+    checkpoint = {**job.checkpoint.identity, **job.read_as}
+    if built and _is_known_only_when_built(job):
+        checkpoint["weights"] = [built.weights_sha256, built.adapter.fingerprint]
     settings = asdict(variant.settings)
     tap = settings.pop("tap") or (built.adapter.default_tap if built else job.card.default_tap)
     return {
@@ -174,7 +186,8 @@ def describe_run(
             "pictures": len(plan.names),
             "classes": list(plan.dataset.classes),
             "background": plan.dataset.background,
-            "limit": plan.request.limit,
+            "limit": plan.limit,
+            **({"train": session.identify(plan.dataset.train_split)} if variant.reads_train else {}),
         },
         "precision": session.runtime.precision,
     }
@@ -184,10 +197,13 @@ def _evaluate_row(
     session: Session, job: Job, built: Built, work: MethodWork, choice: ProtocolChoice, variant: Variant
 ) -> Row:
     """Compute the seeds that are missing, score them, and save the row."""
-    stored = None
-    if built.reusable and not session.plan.request.again:
-        stored = stored_row(session, job, choice, variant, built)
-    missing = [seed for seed in wanted_seeds(session) if stored is None or seed not in stored.seeds]
+    stored = stored_row(session, job, choice, variant, built)
+    missing = list(wanted_seeds(session))
+    if stored is not None and (session.plan.request.again or not built.reusable):
+        # the row with most seeds is the one that is read: fewer new ones would stay in its shadow
+        missing, stored = sorted({*missing, *stored.seeds}), None
+    elif stored is not None:
+        missing = [seed for seed in missing if seed not in stored.seeds]
     if stored is not None and not missing:
         return stored
     for note in variant.notes:

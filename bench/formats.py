@@ -385,7 +385,8 @@ def _rules_block(table: Table) -> str:
         colalign=["left", "left", *["right"] * 6],
     )
     return (
-        f"{block}\nheld out: the headline's rule fitted on one half of the pictures, scored on the other.\n"
+        f"{block}\n"
+        "held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways.\n"
         "null: the headline after each picture's cluster ids are permuted on their own."
     )
 

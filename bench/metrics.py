@@ -315,6 +315,7 @@ def held_out(counts: Counts, background: int | None, seed: int) -> dict[str, Any
     """Each rule matched on one random half of the pictures and applied to the other, both ways, scored over all.
 
     All pictures are scored together, as for the headline, so that a class which one half lacks is not counted twice.
+    A cluster that the fitting half lacks takes class 0 under many-to-one (see `match`) and none under one-to-one.
     Returns rule -> figures of `score`, or None for fewer than two pictures.
     """
     pictures = counts.shape[0]

@@ -67,13 +67,17 @@ class ProtocolChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One method: its card, options and weights, and the protocols that will read its maps."""
+    """One method: its card, options and weights, and the protocols that will read its maps.
+
+    read_as: key and prefix that the user gave for the checkpoint's file: they decide which of its weights are read.
+    """
 
     spec: str
     card: MethodCard
     argument: str
     options: Any
     checkpoint: Checkpoint
+    read_as: Mapping[str, str]
     protocols: tuple[ProtocolChoice, ...]
 
     @property
@@ -84,12 +88,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that was asked, checked."""
+    """Everything that was asked, checked. limit: None where it cuts nothing off the split."""
 
     request: Request
     dataset: Dataset
     split: str
     names: tuple[str, ...]
+    limit: int | None
     jobs: tuple[Job, ...]
 
 
@@ -137,7 +142,8 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
     split = request.split or dataset.eval_split
     if request.split is None and split != "val":
         log.info("%s: its split %s is scored; choose another with --split", dataset.name, split)
-    names = dataset.names(split)[: request.limit]
+    listed = dataset.names(split)
+    names = listed[: request.limit]
     protocols = tuple(
         _choose(card, preset or request.preset, request, overrides, dataset.default_preset)
         for card, preset in protocol_cards
@@ -148,9 +154,11 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
         )
     settled = _with_checkpoints(methods, request.checkpoint)
     jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in settled)
+    _check_checkpoint_overrides_are_read(overrides, jobs)
     for job in jobs:
         _check_fit(job, dataset)
-    return Plan(request=request, dataset=dataset, split=split, names=names, jobs=jobs)
+    limit = request.limit if len(names) < len(listed) else None
+    return Plan(request=request, dataset=dataset, split=split, names=names, limit=limit, jobs=jobs)
 
 
 def _protocol(spec: str) -> tuple[ProtocolCard, str | None]:
@@ -208,7 +216,8 @@ def _job(
         raise SettingError(
             f"--method {method.spec}: a method from a file loads its own weights; drop @{method.checkpoint}"
         )
-    checkpoint = _checkpoint(method, _checkpoint_overrides(overrides), fetch)
+    about = _checkpoint_overrides(overrides)
+    checkpoint = _checkpoint(method, about, fetch)
     if method.card.file:
         checkpoint = replace(checkpoint, sha256=method.card.file_sha256)
     return Job(
@@ -217,6 +226,7 @@ def _job(
         argument=method.argument,
         options=options,
         checkpoint=checkpoint,
+        read_as={key: about[key] for key in ("key", "prefix") if key in about and checkpoint.path is not None},
         protocols=protocols,
     )
 
@@ -250,9 +260,17 @@ def _checkpoint_overrides(overrides: Sequence[Override]) -> Mapping[str, str]:
                 "checkpoint: key (the entry of the file that holds the weights), prefix (of the wanted keys), seed (of "
                 "`random`)"
             )
-    if not about.get("seed", "0").isdigit():
-        raise SettingError(f"checkpoint.seed={about['seed']} does not fit: expected a whole number of at least 0")
+    if not about.get("seed", "0").isdigit() or int(about.get("seed", "0")) >= 2**63:
+        raise SettingError(f"checkpoint.seed={about['seed']} does not fit: expected a whole number from 0 to 2^63 - 1")
     return about
+
+
+def _check_checkpoint_overrides_are_read(overrides: Sequence[Override], jobs: Sequence[Job]) -> None:
+    for key in _checkpoint_overrides(overrides):
+        if key == "seed" and not any(job.checkpoint.kind == "random" for job in jobs):
+            raise SettingError("checkpoint.seed is the seed of a random initialisation; no method here is @random")
+        if key != "seed" and not any(job.checkpoint.path for job in jobs):
+            raise SettingError(f"checkpoint.{key} says where weights lie in a file; no method here reads one")
 
 
 def _check_fit(job: Job, dataset: Dataset) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from bench.evaluate import inputs_of, open_session, stored_row, wanted_seeds
 from bench.plan import Job, Plan
 from bench.records import Checkpoint
+from bench.settings import InputSettings
 from bench.work import MethodWork, Session, build
 
 __all__ = ["price"]
@@ -32,27 +33,28 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
         # the same architecture without its weights has maps of the same size
         job = replace(job, checkpoint=Checkpoint(name="random", kind="random"))
     built = build(session, job)
-    works: dict[object, MethodWork] = {}
+    works: dict[InputSettings, MethodWork] = {}
     for choice in job.protocols:
         inputs = inputs_of(choice.settings)
         if inputs not in works:
             works[inputs] = MethodWork(session, job, built, inputs)
-            yield _price_maps(session, works[inputs], job)
+            yield _price_maps(session, works[inputs], job, known=not missing)
         work = works[inputs]
         variants = choice.variants(session.scope(work.maps("eval").vectors))
-        rows = [stored_row(session, job, choice, variant, built) for variant in variants]
+        rows = [] if missing else [stored_row(session, job, choice, variant, built) for variant in variants]
         wanted = wanted_seeds(session)
         done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
         name = f"{choice.card.name}:{choice.preset.name}"
         yield f"  {name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
 
 
-def _price_maps(session: Session, work: MethodWork, job: Job) -> str:
+def _price_maps(session: Session, work: MethodWork, job: Job, *, known: bool) -> str:
+    """known: the weights are there, so that their maps may be in the cache."""
     maps = work.maps("eval")
     size = f"{maps.vectors} vectors × {maps.channels}, {maps.nbytes / 1e9:.2f} GB as {maps.dtype}"
     if maps.cheap:
         return f"{job.name}, map {work.tap}: {size}; no network, computed for every pass"
-    if maps.cached:
+    if known and maps.cached:
         return f"{job.name}, map {work.tap}: {size}; in the cache, no forward pass"
     if session.cache.room_for(maps.nbytes):
         return f"{job.name}, map {work.tap}: {size}; {len(maps.names)} forward passes, then kept in the cache"

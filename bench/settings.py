@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -130,8 +131,8 @@ def _as_type(value: Any, hint: Any) -> Any:
         number = hint(value)
     except (TypeError, ValueError):
         raise ValueError("a whole number" if hint is int else "a number") from None
-    if number != number:
-        raise ValueError("a number")
+    if not math.isfinite(number):
+        raise ValueError("a finite number")
     return number
 
 

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -282,7 +283,7 @@ class Store:
 
         need: bytes that must be free on its disk.
         """
-        probe = self.folder / f".probe-{os.getpid()}"
+        probe = self.folder / f".probe-{secrets.token_hex(8)}"
         write_new(probe, b"", fix=_FIX)
         probe.unlink()
         free = shutil.disk_usage(self.folder).free

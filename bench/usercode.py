@@ -35,9 +35,11 @@ def card_of_file(file: Path, factory: str) -> MethodCard:
 
 def build(request: AdapterRequest) -> Any:
     """Run the file and call its factory without arguments; it returns an adapter (see `bench.backbone.Backbone`)."""
-    file = request.card.file
-    assert file is not None
+    assert request.card.file is not None
+    file = request.card.file.resolve()
     factory_name = request.card.name.rpartition(".")[2]
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))  # as for a script: the file may import its neighbours, now or later
     module = _run(file)
     factory = getattr(module, factory_name, None)
     if not callable(factory):

@@ -61,6 +61,10 @@ class Session:
             return self.plan.names
         return self.plan.dataset.names(split)[: self.plan.request.limit]
 
+    def identify(self, split: str) -> dict[str, Any]:
+        """What a row says of a split that is read beside the scored one."""
+        return {"split": split, "pictures": len(self.names(split)), "fingerprint": self.fingerprint(split, labels=True)}
+
     def scope(self, vectors: int | None) -> Scope:
         """What protocols may know before the first forward pass."""
         return Scope(classes=len(self.plan.dataset.classes), device=self.runtime.device, vectors=vectors)
@@ -89,8 +93,9 @@ def build(session: Session, job: Job) -> Built:
     sha256 = ""
     if isinstance(adapter, torch.nn.Module):
         sha256 = weights.state_sha256(adapter)
-        adapter.eval().requires_grad_(False)
-        adapter.to(device=session.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        adapter.eval().requires_grad_(False).to(session.runtime.device)
+        if all(parameter.dim() < 5 for parameter in adapter.parameters()):
+            adapter.to(memory_format=torch.channels_last)
     reusable = not job.card.file or bool(adapter.fingerprint)
     cache = session.cache if reusable else _command_cache(session)
     return Built(adapter, sha256, cache, reusable)
@@ -98,7 +103,7 @@ def build(session: Session, job: Job) -> Built:
 
 def _command_cache(session: Session) -> Cache:
     """A cache that ends with the command, for methods whose code nobody can fingerprint."""
-    root = session.cache.root
+    root = session.cache.entries_root
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = session.resources.enter_context(tempfile.TemporaryDirectory(dir=root, prefix=".command-"))
@@ -153,6 +158,7 @@ class MethodWork:
         return {
             "stage": "maps",
             "method": [self._job.name, self._job.card.version, asdict(self._job.options), adapter.fingerprint],
+            "file": self._job.card.file_sha256,
             "weights": self._built.weights_sha256,
             "tap": asdict(adapter.taps[self.tap]),
             "pictures": session.fingerprint(split, labels=adapter.needs_labels),

@@ -42,4 +42,4 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
         clusters = scope.vectors
         notes = (f"K was cut from {wanted} classes to {clusters}, the number of vectors",)
     final = dataclasses.replace(settings, clusters=clusters, engine=engine_for(settings, scope))
-    return [Variant(settings=final, notes=notes)]
+    return [Variant(settings=final, notes=notes, reads_train=settings.fit == "train")]

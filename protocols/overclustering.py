@@ -66,4 +66,8 @@ def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
         wanted = kept
     base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}
     base["engine"] = engine_for(settings, scope)
-    return [Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes) for k in wanted]
+    reads_train = settings.fit == "train"
+    return [
+        Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes, reads_train=reads_train)
+        for k in wanted
+    ]

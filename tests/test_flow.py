@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from bench.store import Store
@@ -202,3 +204,85 @@ def test_train_split_can_be_clustered(bench, voc):
     status, out, _ = bench(*floors(voc, "--set", "kmeans.fit=train"))
     assert status == 0
     assert rows_of(out)["oracle", "kmeans", 3]["mean"]["scores"]["one_to_one_iou"]["miou"] == 1.0
+
+
+MINE = """
+import torch
+from bench.backbone import Backbone
+
+def factory():
+    torch.manual_seed({seed})
+    return Backbone(torch.nn.Conv2d(3, 6, 4, stride=4), stride=4, channels=6, fingerprint="conv v1")
+"""
+
+
+def test_a_users_fingerprint_does_not_hide_other_weights_or_code(bench, voc, tmp_path):
+    keys = set()
+    for seed in (1, 2):
+        (tmp_path / "mine.py").write_text(MINE.format(seed=seed))
+        method = f"{tmp_path / 'mine.py'}:factory"
+        _, out, _ = bench("eval", "--method", method, "--protocol", "kmeans", "--dataset", voc, "--seeds", 1, "--json")
+        keys.add(json.loads(out)[0]["key"])
+    assert len(keys) == 2
+
+
+def test_the_part_of_a_file_that_is_read_is_part_of_the_row(bench, voc, tmp_path):
+    torch.manual_seed(0)
+    one, other = (timm.create_model("resnet18", num_classes=0) for _ in range(2))
+    both = {f"encoder_q.{key}": value for key, value in one.state_dict().items()}
+    both |= {f"encoder_k.{key}": value for key, value in other.state_dict().items()}
+    torch.save(both, tmp_path / "both.pth")
+    scores = {}
+    for prefix in ("encoder_q.", "encoder_k."):
+        status, out, err = bench(
+            *("eval", "--method", f"timm:resnet18@{tmp_path / 'both.pth'}", "--protocol", "kmeans", "--seeds", 1),
+            *("--set", f"checkpoint.prefix={prefix}", "--dataset", voc, "--json"),
+        )
+        assert status == 0, err
+        scores[prefix] = json.loads(out)[0]
+    assert scores["encoder_q."]["key"] != scores["encoder_k."]["key"]
+    assert scores["encoder_q."]["per_seed"] != scores["encoder_k."]["per_seed"]
+
+
+def test_the_split_that_is_clustered_is_part_of_the_row(bench, voc):
+    words = floors(voc, "--set", "kmeans.fit=train")
+    before = {row["key"] for row in json.loads(bench(*words)[1])}
+    names = voc / "ImageSets/Segmentation/train.txt"
+    names.write_text("\n".join(names.read_text().split()[:2]) + "\n")
+    after = {row["key"] for row in json.loads(bench(*words)[1])}
+    assert not before & after
+
+
+def test_a_limit_that_cuts_nothing_is_no_other_run(bench, voc):
+    before = {row["key"] for row in json.loads(bench(*floors(voc))[1])}
+    assert {row["key"] for row in json.loads(bench(*floors(voc, "--limit", 6))[1])} == before
+    assert not {row["key"] for row in json.loads(bench(*floors(voc, "--limit", 3))[1])} & before
+
+
+def test_again_replaces_what_is_read_and_other_seeds_are_said(bench, voc):
+    bench(*floors(voc, "--seeds", 3))
+    _, out, err = bench(*floors(voc, "--again"))
+    assert all(row["seeds"] == [0, 1, 2] for row in json.loads(out))
+    assert "over seeds [0, 1, 2]" in err
+    assert len(list(_results().glob("*.r2.json"))) == 3
+
+
+def test_dry_run_does_not_take_a_random_twin_for_the_missing_weights(bench, voc):
+    bench("eval", "--method", "swav@random", "--protocol", "kmeans", "--dataset", voc, "--seeds", 1, "--limit", 1)
+    words = ("eval", "--method", "swav", "--protocol", "kmeans", "--dataset", voc, "--seeds", 1, "--limit", 1)
+    _, out, _ = bench(*words, "--dry-run")
+    assert "1 forward passes" in out
+    assert "0 rows finished" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--set", "checkpoint.prefix=x."), "no method here reads one"),
+        (("--set", "checkpoint.seed=3"), "no method here is @random"),
+    ],
+)
+def test_checkpoint_settings_that_nobody_reads_are_refused(bench, voc, words, says):
+    status, _, err = bench(*floors(voc, *words))
+    assert status == 2
+    assert says in err

@@ -53,3 +53,20 @@ def test_a_collision_is_noticed(monkeypatch):
     monkeypatch.setattr(distinct, "_hash", lambda block: np.zeros(len(block), np.uint64))
     with pytest.raises(InternalError, match="one hash"):
         gather([np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]])
+
+
+def test_a_stream_that_stops_repeating_goes_on_one_by_one():
+    """A blank first picture must not make the real ones be kept at full width."""
+    rng = np.random.default_rng(0)
+    blocks = [np.zeros((500, 8), np.float32)] + [rng.standard_normal((500, 8)).astype(np.float32) for _ in range(5)]
+    found = gather(blocks, lambda rows: rows[:, :2])
+    assert found.index is None
+    assert np.array_equal(found.vectors, np.concatenate(blocks)[:, :2])
+
+
+def test_many_distinct_vectors_that_each_repeat_a_little_go_on_one_by_one(monkeypatch):
+    monkeypatch.setattr(distinct, "_FEW", 10)
+    blocks = [np.repeat(np.arange(20 * k, 20 * k + 20, dtype=np.float32)[:, None], 3, 0) for k in range(6)]
+    found = gather(blocks)
+    assert found.index is None
+    assert np.array_equal(found.vectors, np.concatenate(blocks))

@@ -48,7 +48,8 @@ def test_text_becomes_the_annotated_type(key, text, value):
     [
         ("rate", "much", "a number"),
         ("rate", "2", "at most 1"),
-        ("rate", "nan", "a number"),
+        ("rate", "nan", "a finite number"),
+        ("rate", "inf", "a finite number"),
         ("count", "0", "at least 1"),
         ("count", "1.5", "a whole number"),
         ("mode", "quick", "one of fast, exact"),

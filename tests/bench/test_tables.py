@@ -191,7 +191,7 @@ swav             kmeans K=2                41.0          42.0       43.0        
 swav             overclustering K=50       52.0          53.0       54.0          55.0        49.0    12.0
 new_net          kmeans K=2                31.0          32.0       33.0          34.0        26.0    10.0
 oracle           kmeans K=2               100.0         101.0      102.0         103.0        95.0    10.0
-held out: the headline's rule fitted on one half of the pictures, scored on the other.
+held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways.
 null: the headline after each picture's cluster ids are permuted on their own.
 """
     )
