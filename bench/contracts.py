@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from bench.metrics import Counts
+    from bench.objects import Objects
+    from bench.settings import ObjectSettings
 
 __all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Scope", "Variant", "Work"]
 
@@ -94,6 +96,22 @@ class Dataset(Protocol):
         """SHA-256 over the content of the pictures' (and, if asked, labels') files and their names, hex."""
         ...
 
+    def mask_sets(self) -> tuple[str, ...]:
+        """Names of the sets of saliency masks."""
+        ...
+
+    def has_mask(self, name: str, mask_set: str) -> bool:
+        """True when the set has a mask of the picture."""
+        ...
+
+    def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:
+        """Saliency mask of a picture, bool (H, W) of the picture's size."""
+        ...
+
+    def mask_fingerprint(self, names: Sequence[str], mask_set: str) -> str:
+        """SHA-256 over the content of the mask files of a set and the names of their pictures, hex."""
+        ...
+
 
 class Maps(Protocol):
     """The maps of one tap over one split: can be read again and again, in list order.
@@ -117,25 +135,26 @@ class Scope:
     """What is known about a job before its first forward pass.
 
     vectors: cells of all maps of the scored split; None while the method is not built yet.
+    pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
+    background: the data set has a background class.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
 
     classes: int
     device: str
     vectors: int | None = None
+    pictures: int = 0
+    foreground: bool | None = None
+    background: bool = True
     explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One row to be made: its settings, final, and what the reader of the row has to know about them.
-
-    reads_train: the figures depend on the train split too.
-    """
+    """One row to be made: its settings, final, and what the reader of the row has to know about them."""
 
     settings: Any
     notes: tuple[str, ...] = ()
-    reads_train: bool = False
 
 
 @dataclass(slots=True)
@@ -148,6 +167,8 @@ class Outcome:
     shared: the same for what does not depend on the seed (PCA); kept once.
     notes: sentences for the reader of the table ("K was cut from 50 to 40: …").
     facts: numbers worth keeping per seed (inertia, iterations).
+    matched: class of each cluster (-1 = none) where ids mean classes from the start: nothing is matched with the
+        labels then, and the only rule is `as_predicted`. among: the classes that means are taken over; empty = all.
     """
 
     counts: Counts
@@ -156,6 +177,8 @@ class Outcome:
     shared: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
+    matched: NDArray[np.integer[Any]] | None = None
+    among: tuple[int, ...] = ()
 
 
 class Work(Protocol):
@@ -164,6 +187,9 @@ class Work(Protocol):
     classes: int
     background: int | None
     device: str
+    class_names: tuple[str, ...]
+    foreground: bool
+    """The method gives a foreground of its own."""
 
     def maps(self, split: str = "eval") -> Maps:
         """The maps of the scored split ("eval") or of the train split ("train")."""
@@ -179,10 +205,28 @@ class Work(Protocol):
         """
         ...
 
-    def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
+    def count(
+        self,
+        assignments: Sequence[NDArray[np.integer[Any]]],
+        clusters: int,
+        *,
+        inside: ObjectSettings | None = None,
+    ) -> Counts:
         """Per-picture counts of cluster maps (h, w) given at feature resolution, ids below `clusters`.
 
         Each is brought to the size of its label map by nearest neighbour, following the map's geometry.
+        inside: pixels outside this foreground are of cluster 0, whatever their cell is.
+        """
+        ...
+
+    def cells(self, split: str, inside: ObjectSettings) -> Sequence[NDArray[np.bool_]]:
+        """The cells (h, w) of every map of "eval" or "train" that hold a pixel of the picture's foreground."""
+        ...
+
+    def objects(self, split: str, how: ObjectSettings, *, labels: bool = True) -> Objects:
+        """The object of every picture of "eval" or "train": its pooled embedding, and the labels in and around it.
+
+        how: `foreground` is `adapter` or `masks:NAME` here. labels: False where they are not needed.
         """
         ...
 

@@ -24,7 +24,7 @@ from bench.errors import DatasetError, SettingError
 from bench.features import Runtime, pick_device
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import track
-from bench.settings import InputSettings
+from bench.settings import InputSettings, mask_set
 from bench.store import Row, Store, provenance, run_key
 from bench.work import Built, MethodWork, Session, build
 
@@ -40,12 +40,12 @@ def evaluate(plan: Plan) -> list[Row]:
         session.store.check_writable()
         _state_defaults(session)
         rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
-    _say_other_seeds(rows, wanted_seeds(session))
+    _say_other_seeds(rows, plan.request.seeds)
     return rows
 
 
-def _say_other_seeds(rows: Sequence[Row], wanted: Sequence[int]) -> None:
-    for seeds in {tuple(row.seeds) for row in rows if set(row.seeds) != set(wanted)}:
+def _say_other_seeds(rows: Sequence[Row], wanted: int) -> None:
+    for seeds in {tuple(row.seeds) for row in rows if len(row.seeds) > wanted}:
         log.info("rows with more seeds than asked for were there already: figures are over seeds %s", list(seeds))
 
 
@@ -99,7 +99,7 @@ def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
     for choice, work, variant in _todo(session, job, built):
         row = _evaluate_row(session, job, built, work, choice, variant)
         if session.plan.request.save_predictions:
-            predictions.save(row, session.store, work.maps("eval"))
+            predictions.save(row, session.store, work, variant.settings)
         yield row
 
 
@@ -113,7 +113,7 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
             works[inputs] = MethodWork(session, job, built, inputs)
         work = works[inputs]
         work.check(choice)
-        variants = choice.variants(session.scope(work.maps("eval").vectors))
+        variants = choice.variants(session.scope(work))
         todo += [(choice, work, variant) for variant in variants]
     return todo
 
@@ -125,10 +125,10 @@ def inputs_of(settings: InputSettings) -> InputSettings:
     )
 
 
-def wanted_seeds(session: Session) -> tuple[int, ...]:
-    """`--seeds` seeds from `--seed` on."""
+def wanted_seeds(session: Session, choice: ProtocolChoice) -> tuple[int, ...]:
+    """`--seeds` seeds from `--seed` on; one where the protocol does not depend on it."""
     request = session.plan.request
-    return tuple(range(request.seed, request.seed + request.seeds))
+    return tuple(range(request.seed, request.seed + (request.seeds if choice.card.seeded else 1)))
 
 
 def _finished(session: Session, job: Job) -> list[Row] | None:
@@ -138,9 +138,9 @@ def _finished(session: Session, job: Job) -> list[Row] | None:
         return None
     rows = []
     for choice in job.protocols:
-        for variant in choice.variants(session.scope(None)):
+        for variant in choice.variants(session.scope()):
             row = stored_row(session, job, choice, variant)
-            if row is None or not set(wanted_seeds(session)) <= set(row.seeds):
+            if row is None or not set(wanted_seeds(session, choice)) <= set(row.seeds):
                 return None
             rows.append(row)
     return rows
@@ -187,10 +187,24 @@ def describe_run(
             "classes": list(plan.dataset.classes),
             "background": plan.dataset.background,
             "limit": plan.limit,
-            **({"train": session.identify(plan.dataset.train_split)} if variant.reads_train else {}),
+            **_read_beside(session, variant.settings),
         },
         "precision": session.runtime.precision,
     }
+
+
+def _read_beside(session: Session, settings: InputSettings) -> dict[str, Any]:
+    """What else of the data set the figures depend on: the train split, and mask files."""
+    dataset, names, found = session.plan.dataset, session.plan.names, {}
+    needs = settings.reads_of_train
+    if needs != "nothing":
+        split = dataset.train_split
+        found["train"] = {"split": split, "fingerprint": session.fingerprint(split, labels=needs == "labels")}
+        names += session.names(split)
+    masks = mask_set(getattr(settings, "foreground", "none"))
+    if masks:
+        found["masks"] = {"set": masks, "fingerprint": dataset.mask_fingerprint(names, masks)}
+    return found
 
 
 def _evaluate_row(
@@ -198,7 +212,7 @@ def _evaluate_row(
 ) -> Row:
     """Compute the seeds that are missing, score them, and save the row."""
     stored = stored_row(session, job, choice, variant, built)
-    missing = list(wanted_seeds(session))
+    missing = list(wanted_seeds(session, choice))
     if stored is not None and (session.plan.request.again or not built.reusable):
         # the row with most seeds is the one that is read: fewer new ones would stay in its shadow
         missing, stored = sorted({*missing, *stored.seeds}), None
@@ -209,6 +223,7 @@ def _evaluate_row(
     for note in variant.notes:
         work.say(note)
     work.read_labels()
+    work.read_masks(variant.settings)
     protocol = registry.load(choice.card.run)
     per_seed = list(stored.per_seed) if stored else []
     arrays = dict(session.store.arrays(stored)) if stored else {}
@@ -240,7 +255,13 @@ def _evaluate_row(
 def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:
     """Every convention from one seed's counts."""
     plan = session.plan
-    scores = metrics.evaluate(outcome.counts, background=plan.dataset.background, seed=seed)
+    background = plan.dataset.background
+    if outcome.matched is None:
+        scores = metrics.evaluate(outcome.counts, background=background, seed=seed)
+    else:
+        scores = metrics.evaluate_predictions(
+            outcome.counts, outcome.matched, background=background, seed=seed, among=outcome.among
+        )
     if scores["void_pictures"] == len(plan.names):
         raise DatasetError(
             f"the label maps of {plan.split!r} of {plan.dataset.name} hold nothing but void (255): nothing can be "

@@ -28,7 +28,7 @@ from bench.errors import FeatureError, InputError
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
-__all__ = ["Runtime", "SplitMaps", "batches", "grid", "pick_device"]
+__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid", "pick_device"]
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,26 @@ def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: in
     return height, width
 
 
-class SplitMaps:
-    """The maps of one tap of one method over a list of pictures; implements `bench.contracts.Maps`.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the cells of one tap lie over a list of pictures. grids: (h, w) of each. vectors: the sum of h·w."""
 
-    record: plain data that names everything that changes the maps; its hash is their key in the cache.
+    tap: Tap
+    grids: tuple[tuple[int, int], ...]
+    vectors: int
+
+    @classmethod
+    def of(cls, tap: Tap, sizes: Sequence[tuple[int, int]], extents: Sequence[tuple[int, int]], pad_to: int) -> Layout:
+        """sizes: (H, W) of the pictures. extents: the same at the network's input, before padding."""
+        grids = tuple(grid(tap, size, extent, pad_to) for size, extent in zip(sizes, extents, strict=True))
+        return cls(tap, grids, sum(h * w for h, w in grids))
+
+
+class SplitMaps:
+    """The maps of some taps of one method over a list of pictures; implements `bench.contracts.Maps` for the first.
+
+    taps: names; all are taken in one forward pass and kept in one cache entry. What does not name a tap speaks of the
+    first. record: plain data that names everything that changes the maps; its hash is their key in the cache.
     cheap: computing the maps costs less than reading them, so they are not kept. user_code: what the network raises is
     the user's to mend, and told in one line.
     """
@@ -79,7 +95,7 @@ class SplitMaps:
         dataset: Dataset,
         names: Sequence[str],
         *,
-        tap: str,
+        taps: Sequence[str],
         inputs: InputSettings,
         runtime: Runtime,
         cache: Cache,
@@ -88,16 +104,16 @@ class SplitMaps:
         user_code: bool = False,
     ) -> None:
         self.names = tuple(names)
-        self.tap = adapter.taps[tap]
         self.sizes = tuple(dataset.size(name) for name in self.names)
         stretched = parse_size(inputs.size)
         self.extents = tuple(stretched or size for size in self.sizes)
-        pairs = zip(self.sizes, self.extents, strict=True)
-        self.grids = tuple(grid(self.tap, size, extent, adapter.pad_to) for size, extent in pairs)
+        self.layouts = tuple(
+            Layout.of(adapter.taps[name], self.sizes, self.extents, adapter.pad_to) for name in dict.fromkeys(taps)
+        )
+        self.tap, self.grids, self.vectors = self.layouts[0].tap, self.layouts[0].grids, self.layouts[0].vectors
         self.channels = self.tap.channels
-        self.vectors = sum(h * w for h, w in self.grids)
         self.dtype = np.dtype(inputs.dtype)
-        self.nbytes = self.vectors * self.channels * self.dtype.itemsize
+        self.nbytes = sum(layout.vectors * layout.tap.channels for layout in self.layouts) * self.dtype.itemsize
         self.key = record_key(record)
         self._record = record
         self.cheap = cheap
@@ -125,26 +141,37 @@ class SplitMaps:
         )
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        if self._entry is None:
-            self._entry = self._cache.find(self._record)
-        blocks = self._compute_and_keep() if self._entry is None else self._read(self._entry)
-        for block in self._runtime.track(blocks, len(self.names), "features"):
-            yield block.astype(np.float32, copy=False)
-
-    def _read(self, entry: Entry) -> Iterator[NDArray[Any]]:
-        blocks = entry.blocks("maps", (h * w for h, w in self.grids))
-        for _ in self.names:
-            with self._runtime.clock.phase("read cache"):
-                block = next(blocks)
+        for (block,) in self._pass(self.layouts[:1]):
             yield block
 
-    def _compute_and_keep(self) -> Iterator[NDArray[Any]]:
+    def together(self) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        """One array (h·w, D) of each tap per picture, from one pass."""
+        return self._pass(self.layouts)
+
+    def _pass(self, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        """The first of the taps, from the cache where they lie there."""
+        if self._entry is None:
+            self._entry = self._cache.find(self._record)
+        pictures = self._compute_and_keep() if self._entry is None else self._read(self._entry, layouts)
+        for blocks in self._runtime.track(pictures, len(self.names), "features"):
+            yield tuple(block.astype(np.float32, copy=False) for block in blocks[: len(layouts)])
+
+    def _read(self, entry: Entry, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[Any], ...]]:
+        streams = [
+            entry.blocks(_array_name(index), (h * w for h, w in layout.grids)) for index, layout in enumerate(layouts)
+        ]
+        for _ in self.names:
+            with self._runtime.clock.phase("read cache"):
+                blocks = tuple(next(stream) for stream in streams)
+            yield blocks
+
+    def _compute_and_keep(self) -> Iterator[tuple[NDArray[Any], ...]]:
         writer = self._start_writing()
         try:
-            for block in self.compute():
+            for blocks in self.compute():
                 if writer is not None:
-                    writer = self._append(writer, block)
-                yield block
+                    writer = self._append(writer, blocks)
+                yield blocks
             if writer is not None:
                 self._entry = self._commit(writer)
                 writer = None
@@ -164,10 +191,11 @@ class SplitMaps:
             log.warning("the cache %s cannot be written (%s): going on without it", self._cache.root, error)
             return None
 
-    def _append(self, writer: Writer, block: NDArray[Any]) -> Writer | None:
+    def _append(self, writer: Writer, blocks: Sequence[NDArray[Any]]) -> Writer | None:
         try:
             with self._runtime.clock.phase("write cache"):
-                writer.append("maps", block)
+                for index, block in enumerate(blocks):
+                    writer.append(_array_name(index), block)
         except OSError as error:
             log.warning("the cache %s cannot be written (%s): going on without it", self._cache.root, error)
             writer.drop()
@@ -203,19 +231,13 @@ class SplitMaps:
             labels = np.stack([self._dataset.label(self.names[index]) for index in batch])
         return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)), labels
 
-    def compute(self) -> Iterator[NDArray[Any]]:
-        """One forward pass over the pictures, cache or not; as iterating, in the dtype that is kept."""
+    def compute(self) -> Iterator[tuple[NDArray[Any], ...]]:
+        """One forward pass over the pictures, cache or not; as `together`, in the dtype that is kept."""
         for batch, (pictures, labels) in prefetch(self._batches(), self._load, self._runtime.workers):
             with self._runtime.clock.phase("forward"), self._told_in_one_line(batch):
                 maps = self._forward(pictures, labels)
-            for index, block in zip(batch, self._vectors(batch, maps), strict=True):
-                if block.shape != (math.prod(self.grids[index]), self.channels):
-                    raise FeatureError(
-                        f"the map {self.tap.name!r} of {self.names[index]} has {block.shape[0]} cells of width "
-                        f"{block.shape[1]}, expected a grid of {self.grids[index]} of width {self.channels}: correct "
-                        "stride, offset or channels of the adapter's tap"
-                    )
-                yield block
+            streams = [self._vectors(batch, maps[layout.tap.name], layout) for layout in self.layouts]
+            yield from zip(*streams, strict=True)
 
     @contextmanager
     def _told_in_one_line(self, batch: Sequence[int]) -> Iterator[None]:
@@ -228,25 +250,38 @@ class SplitMaps:
             text = " ".join(str(error).split())
             raise FeatureError(f"the network failed on {pictures}: {type(error).__name__}: {text}") from error
 
-    def _forward(self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> torch.Tensor:
+    def _forward(self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> dict[str, torch.Tensor]:
         device = self._runtime.device
         kind = device.partition(":")[0]
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._runtime.precision == "bf16"):
             inputs = self._adapter.preprocess(torch.from_numpy(pictures).to(device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             given = None if labels is None else torch.from_numpy(labels).to(device)
-            return self._adapter(inputs, (self.tap.name,), labels=given)[self.tap.name].float()
+            maps = self._adapter(inputs, tuple(layout.tap.name for layout in self.layouts), labels=given)
+            return {name: values.float() for name, values in maps.items()}
 
-    def _vectors(self, batch: Sequence[int], maps: torch.Tensor) -> Iterator[NDArray[Any]]:
+    def _vectors(self, batch: Sequence[int], maps: torch.Tensor, layout: Layout) -> Iterator[NDArray[Any]]:
         """(B, D, h, w) -> one (h·w, D) array per picture, in the dtype that is kept; refuses NaN and infinity."""
         rows = maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().cpu()
+        name, channels = layout.tap.name, layout.tap.channels
         for index, block in zip(batch, rows.to(getattr(torch, self.dtype.name)), strict=True):
             if not torch.isfinite(block.float().sum()) and not torch.isfinite(block).all():
                 raise FeatureError(
-                    f"the map {self.tap.name!r} of picture {self.names[index]!r} holds NaN or infinite values as "
+                    f"the map {name!r} of picture {self.names[index]!r} holds NaN or infinite values as "
                     f"{self.dtype}: check the checkpoint, or use --precision fp32 and --set dtype=float32"
                 )
+            if block.shape != (math.prod(layout.grids[index]), channels):
+                raise FeatureError(
+                    f"the map {name!r} of {self.names[index]} has {block.shape[0]} cells of width {block.shape[1]}, "
+                    f"expected a grid of {layout.grids[index]} of width {channels}: correct stride, offset or channels "
+                    "of the adapter's tap"
+                )
             yield block.numpy()
+
+
+def _array_name(index: int) -> str:
+    """What the arrays of a cache entry are called: the first tap's `maps`, the others' by number."""
+    return f"maps{index}" if index else "maps"
 
 
 def batches(shapes: Sequence[tuple[tuple[int, int], ...]], runtime: Runtime) -> Iterator[list[int]]:

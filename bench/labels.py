@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,22 @@ class CellLabels:
     pictures: tuple[tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]], ...]
 
     @classmethod
-    def read(cls, dataset: Dataset, maps: SplitMaps, names: Iterable[str]) -> CellLabels:
-        """Count the labels of every picture's cells; `names` are those of `maps`, perhaps under a progress bar."""
+    def read(
+        cls, dataset: Dataset, maps: SplitMaps, names: Iterable[str], masks: Iterable[NDArray[np.bool_]] | None = None
+    ) -> CellLabels:
+        """Count the labels of every picture's cells; `names` are those of `maps`, perhaps under a progress bar.
+
+        masks: the foreground of every picture, bool (H, W); what lies outside is one more cell, the last.
+        """
         classes = len(dataset.classes)
         pictures = []
-        for index, name in enumerate(names):
+        foregrounds = repeat(None) if masks is None else masks
+        for index, (name, mask) in enumerate(zip(names, foregrounds, strict=False)):
             (rows, columns), (height, width) = maps.cells(index), maps.grids[index]
             cells = rows[:, None] * width + columns[None, :]
-            counts = count_pixels(cells, dataset.label(name), height * width, classes)
+            if mask is not None:
+                cells[~mask] = height * width
+            counts = count_pixels(cells, dataset.label(name), height * width + (mask is not None), classes)
             cell, label = np.nonzero(counts)
             pixels = counts[cell, label]
             narrow = np.min_scalar_type(pixels.max())
@@ -46,7 +55,7 @@ class CellLabels:
         return cls(classes, tuple(pictures))
 
     def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
-        """Per-picture counts of cluster maps (h, w) with ids below `clusters`."""
+        """Per-picture counts of cluster maps (h, w) with ids below `clusters`, flat where there is a cell more."""
         columns = self.classes + 1
         tables = []
         for ids, (cell, label, pixels) in zip(assignments, self.pictures, strict=True):

@@ -19,11 +19,13 @@ from bench.errors import InternalError
 from bench.records import IGNORE
 
 __all__ = [
+    "AS_PREDICTED",
     "RULES",
     "Counts",
     "ari",
     "count_pixels",
     "evaluate",
+    "evaluate_predictions",
     "held_out",
     "iou",
     "match",
@@ -167,6 +169,10 @@ RULES: Mapping[str, tuple[Callable[[NDArray[Any]], NDArray[np.int64]], Callable[
 """Every matching rule: how clusters are assigned, and the gain that is maximised."""
 
 
+AS_PREDICTED = "as_predicted"
+"""The rule of ids that mean classes from the start."""
+
+
 def match(confusion: Integers, rule: str) -> NDArray[np.int64]:
     """The class of each cluster under a rule of `RULES`, int64 (K,); -1 = no class.
 
@@ -180,13 +186,17 @@ def match(confusion: Integers, rule: str) -> NDArray[np.int64]:
 
 
 def score(
-    confusion: Integers, matched: Integers, background: int | None, leftover: Leftover = "none"
+    confusion: Integers,
+    matched: Integers,
+    background: int | None,
+    leftover: Leftover = "none",
+    among: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Scores of a matched clustering, floats in [0, 1].
 
     confusion: (K, C). matched: (K,) class of each cluster, -1 = none. leftover: what clusters of no class are:
     `none`: their pixels are misses, and no class's false positives; `background`: they predict the background class;
-    `dropped`: their pixels leave the count.
+    `dropped`: their pixels leave the count. among: the classes that means are taken over; empty = all.
 
     miou: mean IoU over all classes, an absent class as 0. miou_present: over classes that have a pixel in the ground
     truth. foreground_miou: as miou without the background class; None where the data has none. pixel_accuracy: share
@@ -205,13 +215,15 @@ def score(
     truth = confusion.sum(0)
     class_iou = hits / np.maximum(predicted[:classes].sum(1) + truth - hits, 1)
     recall = hits / np.maximum(truth, 1)
-    present = truth > 0
+    counted = np.isin(np.arange(classes), among) if among else np.ones(classes, np.bool_)
+    present = (truth > 0) & counted
+    foreground = counted & (np.arange(classes) != background)
     return {
-        "miou": _mean(class_iou),
+        "miou": _mean(class_iou[counted]),
         "miou_present": _mean(class_iou[present]),
         "pixel_accuracy": float(hits.sum() / max(truth.sum(), 1)),
         "class_accuracy": _mean(recall[present]),
-        "foreground_miou": None if background is None else _mean(np.delete(class_iou, background)),
+        "foreground_miou": None if background is None else _mean(class_iou[foreground]),
         "iou": class_iou.tolist(),
     }
 
@@ -280,15 +292,43 @@ def evaluate(counts: Counts, *, background: int | None, seed: int) -> dict[str, 
     `held_out_note` says so. ari, nmi: of clusters and classes. pixels, void: how many were scored and were not.
     void_pictures: pictures without one scored pixel. seed: of the halves and of the null.
     """
-    total = counts.total()
-    confusion = total[:, :-1]
-    scored = counts.label < confusion.shape[1]
     halves = held_out(counts, background, seed)
     return {
-        "scores": score_rules(confusion, background),
+        "scores": score_rules(counts.confusion(), background),
         "held_out": halves,
         "held_out_note": "" if halves else "held-out matching needs at least two pictures",
         "null": null(counts, background, seed),
+        **_whatever_the_rule(counts),
+    }
+
+
+def evaluate_predictions(
+    counts: Counts, matched: Integers, *, background: int | None, seed: int, among: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Every score of predicted classes, in the form of `evaluate`, under the one rule `AS_PREDICTED`.
+
+    matched: (K,) the class that each id means, -1 = none. among: the classes that means are taken over; empty = all.
+    """
+
+    def judged(confusion: Integers) -> dict[str, Any]:
+        return score(confusion, matched, background, among=among)
+
+    shuffled = counts.shuffled(np.random.default_rng([seed, _NULL]))
+    return {
+        "scores": {AS_PREDICTED: {**judged(counts.confusion()), "match": matched.tolist()}},
+        "held_out": None,
+        "held_out_note": "nothing is matched with the labels",
+        "null": {AS_PREDICTED: judged(shuffled.confusion())},
+        **_whatever_the_rule(counts),
+    }
+
+
+def _whatever_the_rule(counts: Counts) -> dict[str, Any]:
+    """Agreement of ids and labels, and how much was scored."""
+    total = counts.total()
+    confusion = total[:, :-1]
+    scored = counts.label < confusion.shape[1]
+    return {
         "ari": ari(confusion),
         "nmi": nmi(confusion),
         "pixels": int(confusion.sum()),

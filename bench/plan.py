@@ -131,6 +131,7 @@ def parse_method(spec: str) -> _Method:
 def make_plan(request: Request, *, fetch: bool = True) -> Plan:
     """Settle names, presets, settings, data set and weights; fetches released weights unless told not to."""
     from bench.datasets import open_dataset
+    from bench.foregrounds import check_masks
 
     methods = [parse_method(spec) for spec in dict.fromkeys(request.methods)]
     overrides = parse_overrides(request.overrides)
@@ -154,6 +155,8 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
         )
     settled = _with_checkpoints(methods, request.checkpoint)
     jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in settled)
+    for choice in protocols:
+        check_masks(dataset, names, getattr(choice.settings, "foreground", "none"))
     _check_checkpoint_overrides_are_read(overrides, jobs)
     for job in jobs:
         _check_fit(job, dataset)

@@ -40,9 +40,9 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
             works[inputs] = MethodWork(session, job, built, inputs)
             yield _price_maps(session, works[inputs], job, known=not missing)
         work = works[inputs]
-        variants = choice.variants(session.scope(work.maps("eval").vectors))
+        variants = choice.variants(session.scope(work))
         rows = [] if missing else [stored_row(session, job, choice, variant, built) for variant in variants]
-        wanted = wanted_seeds(session)
+        wanted = wanted_seeds(session, choice)
         done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
         name = f"{choice.card.name}:{choice.preset.name}"
         yield f"  {name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"

@@ -231,6 +231,8 @@ class ProtocolCard:
     run: "module:function", called as run(work, settings, seed) -> Outcome (see `bench.contracts`).
     settings: a frozen dataclass; every field has a default. presets: the first is used where the data set names none.
     kinds: the kinds of maps it can score, best first.
+    needs_objects: it reads pooled objects alone, so there must be a foreground (the method's own, or mask files).
+    seeded: the result depends on the seed; otherwise one is enough.
     headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
         expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find
         rows that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
@@ -242,6 +244,8 @@ class ProtocolCard:
     settings: type
     presets: tuple[Preset, ...]
     kinds: tuple[str, ...] = ("feature",)
+    needs_objects: bool = False
+    seeded: bool = True
     headline: str = ""
     expand: str = ""
     version: int = 1

@@ -14,7 +14,17 @@ from bench.errors import SettingError
 from bench.records import Preset, ProtocolCard
 from bench.registry import near
 
-__all__ = ["InputSettings", "Override", "apply", "parse_overrides", "parse_size", "pick_preset", "setting"]
+__all__ = [
+    "InputSettings",
+    "ObjectSettings",
+    "Override",
+    "apply",
+    "mask_set",
+    "parse_overrides",
+    "parse_size",
+    "pick_preset",
+    "setting",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +45,42 @@ class InputSettings:
     interpolation: Literal["bicubic", "bilinear"] = setting("bicubic", "how pictures are stretched to `size`")
     tap: str = setting("", "the map to read; empty: the method's default")
     dtype: Literal["float32", "float16"] = setting("float32", "number format in which maps are kept and read")
+
+    @property
+    def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:
+        """What figures depend on of the train split, beside the scored one; labels: its pictures too."""
+        return "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSettings(InputSettings):
+    """Where the foreground of a picture comes from, and how the embedding of its object is made."""
+
+    foreground: str = setting(
+        "auto", "auto (adapter where the method has a foreground, else none), adapter, masks:NAME or none"
+    )
+    threshold: float = setting(0.0, "a pixel is foreground where the raw logit is above this (0: probability one half)")
+    pooling: Literal["mean", "logit"] = setting(
+        "mean", "the embedding of an object: the mean over its pixels, or the sum weighted by their logits"
+    )
+
+
+_MASKS = "masks:"
+
+
+def mask_set(foreground: str) -> str:
+    """The set of mask files that a `foreground` setting names, "" where it names none.
+
+    Raises SettingError for what is none of auto, adapter, masks:NAME and none.
+    """
+    if foreground.startswith(_MASKS) and foreground != _MASKS:
+        return foreground.removeprefix(_MASKS)
+    known = ("auto", "adapter", "none", "masks:NAME")
+    if foreground not in known[:3]:
+        raise SettingError(
+            f"foreground={foreground} does not fit.{near(foreground, known)} Expected {', '.join(known)}"
+        )
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +158,9 @@ def _as_type(value: Any, hint: Any) -> Any:
         for choice in arguments:
             if value == choice or str(value).lower() == str(choice).lower():
                 return choice
-        raise ValueError(f"one of {', '.join(str(choice) for choice in arguments)}")
+        raise ValueError(f"{'one of ' if arguments[1:] else ''}{', '.join(str(choice) for choice in arguments)}")
     if origin in (typing.Union, types.UnionType):
-        if value is None or str(value).lower() == "none":
-            return None
-        return _as_type(value, next(a for a in arguments if a is not type(None)))
+        return _as_one_of(value, arguments)
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         return tuple(_as_type(item, arguments[0]) for item in items if item != "")
@@ -134,6 +178,20 @@ def _as_type(value: Any, hint: Any) -> Any:
     if not math.isfinite(number):
         raise ValueError("a finite number")
     return number
+
+
+def _as_one_of(value: Any, types_: tuple[Any, ...]) -> Any:
+    """The value as the first type that takes it, words before numbers."""
+    if type(None) in types_ and (value is None or str(value).lower() == "none"):
+        return None
+    wanted: list[str] = []
+    given = [hint for hint in types_ if hint is not type(None)]
+    for hint in sorted(given, key=lambda hint: str(typing.get_origin(hint)) != str(Literal)):
+        try:
+            return _as_type(value, hint)
+        except ValueError as error:
+            wanted.append(str(error))
+    raise ValueError(" or ".join(reversed(wanted)))
 
 
 def pick_preset(card: ProtocolCard, name: str | None, default: str) -> Preset:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import registry
 from bench.errors import InputError, SettingError
+from bench.metrics import AS_PREDICTED
 from bench.records import MethodCard, ProtocolCard
 from bench.store import Row
 
@@ -396,6 +397,9 @@ def _metric_text(row: Row) -> str:
 
 
 def _rule_text(rule: str) -> str:
+    """How a table names a rule; nothing where ids are classes and nothing is matched."""
+    if rule == AS_PREDICTED:
+        return ""
     name, _, leftover = rule.partition(":")
     return RULES.get(name, name) + (f" ({_LEFTOVERS.get(leftover, leftover)})" if leftover else "")
 

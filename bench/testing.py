@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from bench import images, registry
 from bench.contracts import Adapter, Outcome, Scope
 from bench.features import grid
-from bench.metrics import Counts, evaluate
+from bench.metrics import Counts, count_pixels, evaluate, evaluate_predictions
+from bench.objects import Frame, Objects, foreground, gather, tally
 from bench.records import IGNORE, MethodCard, ProtocolCard
-from bench.settings import InputSettings, apply, parse_size
+from bench.settings import InputSettings, ObjectSettings, apply, mask_set, parse_size
 
-__all__ = ["MemoryMaps", "MemoryWork", "check_adapter", "check_method_card", "check_protocol"]
+__all__ = ["MemoryMaps", "MemorySplit", "MemoryWork", "check_adapter", "check_method_card", "check_protocol"]
 
 
 def check_method_card(card: MethodCard) -> None:
@@ -120,22 +121,38 @@ class MemoryMaps:
             yield array.reshape(-1, self.channels).copy()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemorySplit:
+    """Pictures of one split: maps, float (h, w, D), and label maps, uint8 (H, W), H a multiple of h.
+
+    logits: the method's own foreground, float (h', w'), H a multiple of h'; None where it gives none.
+    masks: mask files, bool (H, W).
+    """
+
+    maps: Sequence[NDArray[np.floating[Any]]]
+    labels: Sequence[NDArray[np.uint8]]
+    logits: Sequence[NDArray[np.floating[Any]]] | None = None
+    masks: Sequence[NDArray[np.bool_]] | None = None
+
+
 class MemoryWork:
-    """A `Work` without files: maps (h, w, D) and label maps (H, W) with H a multiple of h, as a protocol sees them."""
+    """A `Work` without files, as a protocol sees it. Whatever name of a mask set is asked for, it is `masks`."""
 
     def __init__(
         self,
-        maps: Sequence[NDArray[np.floating[Any]]],
-        labels: Sequence[NDArray[np.uint8]],
+        scored: MemorySplit,
         *,
         classes: int,
         background: int | None = 0,
-        train: Sequence[NDArray[np.floating[Any]]] | None = None,
+        train: MemorySplit | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         self.classes, self.background, self.device = classes, background, "cpu"
-        self.labels = list(labels)
+        self.class_names = tuple(class_names) or tuple(str(index) for index in range(classes))
+        self.foreground = scored.logits is not None
         self.said: list[str] = []
-        self._maps = {"eval": MemoryMaps(maps), "train": MemoryMaps(train if train is not None else maps, "train")}
+        self.splits = {"eval": scored, "train": train or scored}
+        self._maps = {name: MemoryMaps(split.maps, name) for name, split in self.splits.items()}
         self._remembered: dict[str, Mapping[str, NDArray[Any]]] = {}
 
     def maps(self, split: str = "eval") -> MemoryMaps:
@@ -149,20 +166,61 @@ class MemoryWork:
             self._remembered[key] = compute()
         return self._remembered[key]
 
-    def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
-        from bench.metrics import count_pixels
-
+    def count(
+        self,
+        assignments: Sequence[NDArray[np.integer[Any]]],
+        clusters: int,
+        *,
+        inside: ObjectSettings | None = None,
+    ) -> Counts:
         tables = []
-        for ids, labels in zip(assignments, self.labels, strict=True):
-            repeats = [side // cells for side, cells in zip(labels.shape, ids.shape, strict=True)]
-            tables.append(count_pixels(ids.repeat(repeats[0], 0).repeat(repeats[1], 1), labels, clusters, self.classes))
+        for index, (ids, labels) in enumerate(zip(assignments, self.splits["eval"].labels, strict=True)):
+            full = ids.repeat(labels.shape[0] // ids.shape[0], 0).repeat(labels.shape[1] // ids.shape[1], 1)
+            if inside is not None:
+                full = np.where(self._foreground(self.splits["eval"], index, inside)[0], full, 0)
+            tables.append(count_pixels(full, labels, clusters, self.classes))
         return Counts.from_dense(tables)
+
+    def cells(self, split: str, inside: ObjectSettings) -> list[NDArray[np.bool_]]:
+        found = []
+        for index, (h, w) in enumerate(self._maps[split].grids):
+            mask = self._foreground(self.splits[split], index, inside)[0]
+            found.append(np.asarray(mask.reshape(h, mask.shape[0] // h, w, mask.shape[1] // w).any(axis=(1, 3))))
+        return found
+
+    def objects(self, split: str, how: ObjectSettings, *, labels: bool = True) -> Objects:
+        held = self.splits[split]
+        vectors: list[NDArray[np.float64] | None] = []
+        pixels = []
+        for index, (block, label) in enumerate(zip(self._maps[split], held.labels, strict=True)):
+            mask, weights = self._foreground(held, index, how)
+            frame = _frame(label.shape, self._maps[split].grids[index])
+            vectors.append(frame.pool(weights, block) / max(mask.sum(), 1) if mask.any() else None)
+            pixels.append(tally(mask, label, self.classes))
+        return gather(vectors, self._maps[split].channels, pixels if labels else None)
+
+    def _foreground(
+        self, split: MemorySplit, index: int, how: ObjectSettings
+    ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        if how.foreground == "adapter":
+            assert split.logits is not None, "there are no logits"
+            logits = split.logits[index]
+            return foreground(logits, _frame(split.labels[index].shape, logits.shape), how.threshold, how.pooling)
+        assert mask_set(how.foreground), f"foreground must be settled, got {how.foreground}"
+        assert split.masks is not None, "there are no masks"
+        return split.masks[index], split.masks[index]
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
     def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(lambda steps: None)
+
+
+def _frame(pixels: tuple[int, ...], cells: tuple[int, ...]) -> Frame:
+    """Cells that are repeated a whole number of times."""
+    stride = pixels[0] / cells[0]
+    return Frame.of((pixels[0], pixels[1]), (pixels[0], pixels[1]), (cells[0], cells[1]), stride)
 
 
 def _known_answer(
@@ -178,6 +236,19 @@ def _known_answer(
     return [np.eye(classes, dtype=np.float32)[label] for label in labels], labels
 
 
+def _known_objects(classes: int, side: int = 24) -> MemorySplit:
+    """Four pictures per class but the first, one object in each, with its true mask and a logit map that knows it."""
+    maps, labels, masks = [], [], []
+    for index in range(4 * (classes - 1)):
+        label = np.zeros((side, side), np.uint8)
+        label[4 : 16 - index % 3, 6 + index % 4 : 18] = 1 + index % (classes - 1)
+        maps.append(np.eye(classes, dtype=np.float32)[label])
+        labels.append(label)
+        masks.append(label > 0)
+    logits = [np.where(mask, 4.0, -4.0) for mask in masks]
+    return MemorySplit(maps=maps, labels=labels, masks=masks, logits=logits)
+
+
 def check_protocol(card: ProtocolCard) -> None:
     """A protocol keeps its contract: typed settings, sourced presets, exact counts, known answers, no hidden state."""
     base = card.settings()
@@ -191,27 +262,46 @@ def check_protocol(card: ProtocolCard) -> None:
     for field in dataclasses.fields(base):
         assert field.metadata.get("about"), f"{card.name}.{field.name} needs a description (bench.settings.setting)"
 
+    native = apply(base, {preset.name: preset for preset in card.presets}["native"].values(), card.name)
     classes = 4
-    maps, labels = _known_answer(classes)
-    labels[0][0, :3] = IGNORE
-    settings = apply(base, {preset.name: preset for preset in card.presets}["native"].values(), card.name)
+    if not card.needs_objects:
+        maps, labels = _known_answer(classes)
+        labels[0][0, :3] = IGNORE
+        _check_runs(card, native, MemorySplit(maps=maps, labels=labels), classes)
+    if isinstance(native, ObjectSettings):
+        objects = _known_objects(classes)
+        objects.labels[0][0, :3] = IGNORE
+        for source in ("auto", "masks:true"):
+            _check_runs(card, apply(native, {"foreground": source}, card.name), objects, classes)
+
+
+def _check_runs(card: ProtocolCard, settings: Any, split: MemorySplit, classes: int) -> None:
+    """Every row of the settings counts each pixel once, gives the same for one seed, and finds the known answer."""
     variants = [settings]
     if card.expand:
-        scope = Scope(classes=classes, device="cpu", vectors=sum(m.shape[0] * m.shape[1] for m in maps))
+        scope = Scope(
+            classes=classes,
+            device="cpu",
+            vectors=sum(m.shape[0] * m.shape[1] for m in split.maps),
+            pictures=len(split.maps),
+            foreground=split.logits is not None,
+        )
         variants = [variant.settings for variant in registry.load(card.expand)(settings, scope)]
     run = registry.load(card.run)
     for variant in variants:
         logging.getLogger(__name__).info("checking %s with %s", card.name, variant)
-        work = MemoryWork(maps, labels, classes=classes)
-        outcome: Outcome = run(work, variant, 0)
-        pixels = [label.size for label in labels]
-        counted = np.bincount(outcome.counts.picture, weights=outcome.counts.pixels, minlength=len(labels))
+        outcome: Outcome = run(MemoryWork(split, classes=classes), variant, 0)
+        pixels = [label.size for label in split.labels]
+        counted = np.bincount(outcome.counts.picture, weights=outcome.counts.pixels, minlength=len(pixels))
         assert counted.tolist() == pixels, f"{card.name} counted {counted.tolist()} pixels of {pixels}"
-        again: Outcome = run(MemoryWork(maps, labels, classes=classes), variant, 0)
+        again: Outcome = run(MemoryWork(split, classes=classes), variant, 0)
         assert np.array_equal(outcome.counts.dense(), again.counts.dense()), (
             f"{card.name} must give the same for one seed"
         )
-        scores = evaluate(outcome.counts, background=0, seed=0)["scores"]
+        if outcome.matched is None:
+            scores = evaluate(outcome.counts, background=0, seed=0)["scores"]
+        else:
+            scores = evaluate_predictions(outcome.counts, outcome.matched, background=0, seed=0)["scores"]
         assert scores[card.headline]["miou"] == 1.0, (
             f"{card.name} must score 1.0 on one-hot labels, got {scores[card.headline]}"
         )

@@ -372,10 +372,10 @@ def resolve(
 ) -> Checkpoint:
     """The checkpoint that a user means by `METHOD@spec`, with its file in place and hashed.
 
-    spec: None (the card's first), `random`, a released name, or the path of a file. weights_dir: where released files
-    are kept; one that is not there is fetched, unless `fetch` is False. seed: of `random`. entry, prefix: where the
-    weights lie in a foreign file; one left out is tried among the usual ones. argument: what followed the colon in
-    the method's name.
+    spec: None (the card's first), `random`, a released name, or the path of a file or of a producer's run folder, whose
+    last checkpoint is taken. weights_dir: where released files are kept; one that is not there is fetched, unless
+    `fetch` is False. seed: of `random`. entry, prefix: where the weights lie in a foreign file; one left out is tried
+    among the usual ones. argument: what followed the colon in the method's name.
 
     Raises UnknownNameError for a name that is not released, CheckpointError for a file that is not there or not the
     one that was released, DownloadError for one that has to be fetched by hand (it says from where and to where).
@@ -422,22 +422,36 @@ def _rules_by_hand(entry: str | None, prefix: str | None) -> tuple[KeyRule, ...]
 def _means_a_file(spec: str, card: MethodCard) -> bool:
     if any(spec == released.name for released in card.checkpoints):
         return False
-    return "/" in spec or "\\" in spec or spec.endswith(_SUFFIXES) or Path(spec).is_file()
+    return "/" in spec or "\\" in spec or spec.endswith(_SUFFIXES) or Path(spec).exists()
 
 
 def _users_file(card: MethodCard, path: Path, by_hand: tuple[KeyRule, ...]) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"there is no file {path}; give the path of a checkpoint, or {_names(card)}")
+    name = path.name
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
+        name, path = path.resolve().name, _last_checkpoint(path)
     layouts = dict.fromkeys(rule for released in card.checkpoints for rule in released.layouts)
     return Checkpoint(
-        name=path.name,
+        name=name,
         kind="file",
         path=path,
         sha256=file_sha256(path),
         rules=by_hand or tuple(layouts),
         legacy_pickle=any(released.legacy_pickle for released in card.checkpoints),
+    )
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    """The checkpoint of most steps in a producer's run folder, `checkpoints/step-N.pt`."""
+    steps = {path: path.stem.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*.pt")}
+    numbered = [path for path, step in steps.items() if step.isdigit()]
+    if numbered:
+        return max(numbered, key=lambda path: int(steps[path]))
+    if (folder / "record.json").is_file():
+        raise CheckpointError(f"the run in {folder} has no checkpoint yet: go on with it by `bench train --resume`")
+    raise CheckpointError(
+        f"{folder} is a folder without checkpoints/step-N.pt, so no run of `bench train`: name the checkpoint file"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench import registry, weights
+from bench import foregrounds, registry, weights
 from bench.cache import Cache, record_key
 from bench.contracts import Adapter, Scope
 from bench.errors import MismatchError, SettingError, StorageError
 from bench.features import Runtime, SplitMaps
 from bench.labels import CellLabels
 from bench.metrics import Counts
+from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import progress, track
 from bench.records import AdapterRequest
-from bench.settings import InputSettings
+from bench.settings import InputSettings, ObjectSettings, mask_set
 from bench.store import Store
 
 __all__ = ["Built", "MethodWork", "Session", "build"]
@@ -61,13 +62,17 @@ class Session:
             return self.plan.names
         return self.plan.dataset.names(split)[: self.plan.request.limit]
 
-    def identify(self, split: str) -> dict[str, Any]:
-        """What a row says of a split that is read beside the scored one."""
-        return {"split": split, "pictures": len(self.names(split)), "fingerprint": self.fingerprint(split, labels=True)}
-
-    def scope(self, vectors: int | None) -> Scope:
-        """What protocols may know before the first forward pass."""
-        return Scope(classes=len(self.plan.dataset.classes), device=self.runtime.device, vectors=vectors)
+    def scope(self, work: MethodWork | None = None) -> Scope:
+        """What protocols may know before the first forward pass; `work` is None while the method is not built."""
+        dataset = self.plan.dataset
+        return Scope(
+            classes=len(dataset.classes),
+            device=self.runtime.device,
+            vectors=None if work is None else work.maps("eval").vectors,
+            pictures=len(self.plan.names),
+            foreground=None if work is None else work.foreground,
+            background=dataset.background is not None,
+        )
 
 
 @dataclass(slots=True)
@@ -125,11 +130,18 @@ class MethodWork:
             raise SettingError(
                 f"{job.name} has no map {self.tap!r}.{registry.near(self.tap, built.adapter.taps)} Its maps: {known}"
             )
-        self.classes = len(session.plan.dataset.classes)
-        self.background = session.plan.dataset.background
+        dataset = session.plan.dataset
+        self.classes, self.class_names = len(dataset.classes), tuple(dataset.classes)
+        self.background = dataset.background
         self.device = session.runtime.device
+        logits = [tap.name for tap in built.adapter.taps.values() if tap.kind == "foreground_logit"]
+        self.foreground = bool(logits)
+        self._taps = tuple(dict.fromkeys((self.tap, *logits[:1])))
+        self._objects: dict[tuple[object, ...], Objects] = {}
         self._maps: dict[str, SplitMaps] = {}
         self._labels: CellLabels | None = None
+        self._cells: dict[tuple[object, ...], list[NDArray[np.bool_]]] = {}
+        self._inside: dict[tuple[object, ...], CellLabels] = {}
         self._kept: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._recent: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._said: set[str] = set()
@@ -142,7 +154,7 @@ class MethodWork:
                 self._built.adapter,
                 plan.dataset,
                 self._session.names(name),
-                tap=self.tap,
+                taps=self._taps,
                 inputs=self._inputs,
                 runtime=self._session.runtime,
                 cache=self._built.cache,
@@ -160,7 +172,7 @@ class MethodWork:
             "method": [self._job.name, self._job.card.version, asdict(self._job.options), adapter.fingerprint],
             "file": self._job.card.file_sha256,
             "weights": self._built.weights_sha256,
-            "tap": asdict(adapter.taps[self.tap]),
+            "taps": [asdict(adapter.taps[name]) for name in self._taps],
             "pictures": session.fingerprint(split, labels=adapter.needs_labels),
             "inputs": [self._inputs.size, self._inputs.interpolation, self._inputs.dtype, adapter.pad_to],
             "runtime": [
@@ -174,12 +186,32 @@ class MethodWork:
         }
 
     def check(self, choice: ProtocolChoice) -> None:
-        """MismatchError when the protocol cannot score this map."""
+        """MismatchError when the protocol cannot score this map, or needs a foreground that nobody gives."""
         kind = self._built.adapter.taps[self.tap].kind
         if kind not in choice.card.kinds:
             raise MismatchError(
                 f"{choice.card.name} scores maps of kind {' or '.join(choice.card.kinds)}, but {self.tap!r} of "
                 f"{self._job.name} is a {kind}: choose another map with --set {choice.card.name}.tap=NAME"
+            )
+        plan = self._session.plan
+        if choice.settings.reads_of_train == "labels" and plan.split == plan.dataset.train_split:
+            raise MismatchError(
+                f"{choice.card.name} learns from the split {plan.split}, which is the one to be scored: choose another "
+                "with --split"
+            )
+        self._check_foreground(choice)
+
+    def _check_foreground(self, choice: ProtocolChoice) -> None:
+        source = getattr(choice.settings, "foreground", "none")
+        if not self.foreground and (source == "adapter" or (source == "auto" and choice.card.needs_objects)):
+            sets = ", ".join(self._session.plan.dataset.mask_sets()) or "none here"
+            raise MismatchError(
+                f"{self._job.name} gives no foreground of its own, which {choice.card.name} needs: give mask files "
+                f"with --set {choice.card.name}.foreground=masks:NAME (mask sets: {sets})"
+            )
+        if source == "none" and choice.card.needs_objects:
+            raise MismatchError(
+                f"{choice.card.name} needs a foreground: drop --set {choice.card.name}.foreground=none, or name masks"
             )
 
     def remember(
@@ -228,10 +260,32 @@ class MethodWork:
             log.warning("the cache %s cannot be written (%s): going on without it", cache.root, error)
             writer.drop()
 
-    def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
-        labels = self.read_labels()
+    def count(
+        self,
+        assignments: Sequence[NDArray[np.integer[Any]]],
+        clusters: int,
+        *,
+        inside: ObjectSettings | None = None,
+    ) -> Counts:
+        labels = self.read_labels() if inside is None else self._labels_inside(inside)
+        if inside is not None:
+            assignments = [np.append(ids, 0) for ids in assignments]
         with self._session.runtime.clock.phase("count"):
             return labels.count(assignments, clusters)
+
+    def cells(self, split: str, inside: ObjectSettings) -> list[NDArray[np.bool_]]:
+        key = (split, inside.foreground, inside.threshold)
+        if key not in self._cells:
+            self._cells[key] = foregrounds.cells(self._session.plan.dataset, self.maps(split), inside)
+        return self._cells[key]
+
+    def _labels_inside(self, how: ObjectSettings) -> CellLabels:
+        """As `read_labels`, with what is outside the foreground as a cell of its own."""
+        key = (how.foreground, how.threshold)
+        if key not in self._inside:
+            maps = self.maps("eval")
+            self._inside[key] = CellLabels.read(self._session.plan.dataset, maps, maps.names, self.masks(how))
+        return self._inside[key]
 
     def read_labels(self) -> CellLabels:
         """The labels of the scored split by cell, read once; a broken mask is found before any forward pass."""
@@ -241,6 +295,31 @@ class MethodWork:
                 names = track(maps.names, len(maps.names), "labels")
                 self._labels = CellLabels.read(self._session.plan.dataset, maps, names)
         return self._labels
+
+    def objects(self, split: str, how: ObjectSettings, *, labels: bool = True) -> Objects:
+        key = (split, how.foreground, how.threshold, how.pooling)
+        found = self._objects.get(key)
+        if found is None or (labels and found.pixels is None):
+            dataset = self._session.plan.dataset
+            found = foregrounds.collect(dataset, self.maps(split), how, label=dataset.label if labels else None)
+            self._objects[key] = found
+        return found
+
+    def masks(self, how: ObjectSettings) -> Iterator[NDArray[np.bool_]]:
+        """The foreground of every scored picture at its own size, bool (H, W)."""
+        return foregrounds.masks(self._session.plan.dataset, self.maps("eval"), how)
+
+    def read_masks(self, settings: InputSettings) -> None:
+        """Open every mask file that the settings name, so that a broken one is found before any forward pass."""
+        wanted = mask_set(getattr(settings, "foreground", "none"))
+        if not wanted:
+            return
+        dataset = self._session.plan.dataset
+        for split in ("eval", "train") if settings.reads_of_train != "nothing" else ("eval",):
+            names = self.maps(split).names
+            with self._session.runtime.clock.phase("masks"):
+                for name in track(names, len(names), "masks"):
+                    dataset.mask(name, wanted)
 
     def say(self, text: str) -> None:
         if text not in self._said:

@@ -1,171 +1,204 @@
-"""What `kmeans` and `overclustering` share: vectors of all maps, reduced once, then clustered for each K and seed."""
+"""What `kmeans` and `overclustering` share: vectors of all maps, reduced once, then clustered for each K and seed.
+
+What is clustered are the cells of the maps, or objects (`_objects`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Maps, Outcome, Scope, Work
+from bench.contracts import Maps, Outcome, Work
 from bench.distinct import Gatherer
-from bench.errors import MismatchError
-from bench.records import Choice, Preset, Source
-from bench.settings import InputSettings, setting
+from bench.errors import SettingError
+from bench.settings import ObjectSettings, mask_set
+
+from ._settings import ClusterSettings, settle
 
 if TYPE_CHECKING:
-    from bench.cluster import Reduction
+    from bench.cluster import KMeansResult, Reduction
 
-__all__ = ["PRESETS", "ClusterSettings", "engine_for", "run"]
-
-
-Engine = Literal["auto", "faiss", "sklearn", "torch"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterSettings(InputSettings):
-    """How vectors are made from maps and clustered."""
-
-    clusters: int = setting(0, "K; 0: the number of classes", minimum=0)
-    normalize: Literal["none", "l2", "standardize"] = setting(
-        "none", "each vector to unit length (l2), or each dimension to unit variance (standardize), before the PCA"
-    )
-    pca: int = setting(32, "dimensions kept by an exact PCA; 0: no PCA", minimum=0)
-    whiten: bool = setting(True, "each dimension that the PCA keeps is scaled to unit variance")
-    algorithm: Literal["lloyd", "minibatch"] = setting(
-        "lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans"
-    )
-    engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
-    iterations: int = setting(50, "at most so many iterations of Lloyd's algorithm", minimum=1)
-    tolerance: float = setting(
-        1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0
-    )
-    fit: Literal["eval", "train"] = setting(
-        "eval", "the split whose vectors are clustered; the scored one takes the nearest"
-    )
-
-
-_SHARED = {
-    "pca": Choice(32, Source.AUTHOR, "issue 14 of the released code: the dimension of MaskContrast, hardly matters"),
-    "whiten": Choice(True, Source.OURS, "the supplement does not say; the released evaluator whitens"),
-    "normalize": Choice("none", Source.OURS, "not stated for pixel features"),
-    "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
-    "iterations": Choice(50, Source.OURS, "not stated; twice the default of faiss"),
-    "fit": Choice("eval", Source.CODE, "clusters are fitted on the pictures they are scored on"),
-}
-
-PRESETS = (
-    Preset(
-        name="paper",
-        version=1,
-        summary="512×512, PCA to 32 dimensions, whitened, all vectors of the scored split",
-        choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
-    ),
-    Preset(
-        name="native",
-        version=1,
-        summary="as `paper`, each picture at its own size",
-        choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_SHARED},
-    ),
-)
-
-
-def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
-    """The engine that will run: `auto` is faiss, or the chunked torch one on a CUDA machine whose faiss has no GPU.
-
-    Raises MismatchError naming both extras where faiss is wanted and not installed.
-    """
-    from bench import cluster
-
-    if settings.algorithm == "minibatch":
-        return "sklearn"
-    if settings.engine not in ("auto", "faiss"):
-        return settings.engine
-    if not cluster.faiss_available():
-        raise MismatchError(
-            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or "
-            "do without it, --set engine=sklearn"
-        )
-    return "torch" if settings.engine == "auto" and cluster.default_engine(scope.device) == "torch" else "faiss"
+__all__ = ["cluster_vectors", "fit_reduction", "run"]
 
 
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
-    """Cluster all vectors into K and count the pixels of each cluster and class.
+    """Cluster objects or pixels, as the settings and the method say."""
+    settings = settle(settings, work.foreground)
+    if settings.unit == "pixel":
+        return _run_pixels(work, settings, seed)
+    from ._objects import run_objects
+
+    return run_objects(work, settings, seed)
+
+
+def _run_pixels(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
+    """Cluster the vectors of cells and count the pixels of each cluster and class.
 
     The ids of a picture are brought to the size of its label map by nearest neighbour (supplement, section 4: upsampled
     to the original resolution before the Hungarian algorithm; the kind of interpolation is not stated, nearest is the
     only one that ids allow).
     """
-    reduced = work.remember(_reduction_record(settings), lambda: _reduce(work, settings), keep=True)
-    record = {**asdict(settings), "seed": seed, "stage": "clusters"}
-    found = work.remember(record, lambda: _cluster(work, settings, reduced, seed), keep=False)
-    grids = work.maps("eval").grids
-    assignments = [block.reshape(grid) for block, grid in zip(_split(found["labels"], grids), grids, strict=True)]
+    if settings.background == "saliency":
+        return _run_foreground(work, settings, seed)
+    sources = {split: work.maps(split) for split in _splits(settings)}
+    reduced, found = _found(work, settings, sources, seed, "")
+    return _outcome(work, settings, reduced, found, _split(found["labels"], sources["eval"].grids))
+
+
+def _run_foreground(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
+    """The same with cells of the foreground: its pixels take the clusters of their cells, all others are background.
+
+    K counts the background; without a background class there are K clusters and what is not foreground.
+    """
+    sources = {split: Kept(work.maps(split), work.cells(split, settings)) for split in _splits(settings)}
+    wanted = settings.clusters - (work.background is not None)
+    clusters = min(wanted, *(kept.vectors for kept in sources.values()))
+    held = sources["eval"].cells
+    note = f"pixels of {source_of(settings)}; the rest is background"
+    if not clusters:
+        nothing = [np.zeros(cells.shape, np.uint8) for cells in held]
+        work.say("none of the pictures has a foreground: everything is background")
+        notes = (note, "none of the pictures has a foreground: everything is background")
+        return Outcome(counts=work.count(nothing, 1), assignments=list(nothing), notes=notes)
+    if clusters < wanted:
+        note += f"; K was cut from {wanted} to {clusters} clusters of the foreground, the number of its vectors"
+    settings = replace(settings, clusters=clusters)
+    digest = hashlib.sha256(b"".join(np.packbits(cells).tobytes() for kept in sources.values() for cells in kept.cells))
+    reduced, found = _found(work, settings, sources, seed, digest.hexdigest())
+    assignments = []
+    for cells, labels in zip(held, np.split(found["labels"], np.cumsum([c.sum() for c in held])[:-1]), strict=True):
+        ids = np.zeros(cells.shape, np.min_scalar_type(clusters))
+        ids[cells] = 1 + labels
+        assignments.append(ids)
+    outcome = _outcome(work, replace(settings, clusters=clusters + 1), reduced, found, assignments, inside=settings)
+    outcome.arrays["around"] = np.array(0, np.int32)
+    outcome.notes = (note, *outcome.notes)
+    return outcome
+
+
+def _splits(settings: ClusterSettings) -> tuple[str, ...]:
+    return ("eval",) if settings.fit == "eval" else ("eval", "train")
+
+
+def _found(
+    work: Work, settings: ClusterSettings, sources: Mapping[str, Maps], seed: int, cells: str
+) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
+    """Reduced vectors and their clustering; cells: what tells the kept cells from others."""
+    about = {"stage": "vectors", "version": 2, "cells": cells}
+    about |= {key: getattr(settings, key) for key in ("normalize", "pca", "whiten", "fit")}
+    reduced = work.remember(about, lambda: _reduce(settings, sources), keep=True)
+    record = {**asdict(settings), "seed": seed, "stage": "clusters", "cells": cells}
+    return reduced, work.remember(record, lambda: _cluster(work, settings, reduced, seed), keep=False)
+
+
+def _outcome(
+    work: Work,
+    settings: ClusterSettings,
+    reduced: Mapping[str, NDArray[Any]],
+    found: Mapping[str, NDArray[Any]],
+    assignments: Iterable[NDArray[np.integer[Any]]],
+    inside: ClusterSettings | None = None,
+) -> Outcome:
+    held = list(assignments)
     return Outcome(
-        counts=work.count(assignments, settings.clusters),
-        assignments=assignments,
+        counts=work.count(held, settings.clusters, inside=inside),
+        assignments=held,
         arrays={"centroids": found["centroids"]},
-        shared={name: reduced[name] for name in ("mean", "scale", "components") if name in reduced},
-        notes=_notes(settings, reduced),
-        facts={name: found[name].item() for name in ("inertia", "empty", "iterations", "converged")},
+        shared={name: reduced[name] for name in ("mean", "scale", "components", "explained") if name in reduced},
+        notes=rank_notes(settings, reduced["vectors"].shape[1]),
+        facts={name: found[name].item() for name in FACTS},
     )
 
 
+class Kept:
+    """The cells of maps that lie in a foreground, bool (h, w) each; pictures without any give no block."""
+
+    def __init__(self, maps: Maps, cells: Sequence[NDArray[np.bool_]]) -> None:
+        self._maps, self.cells = maps, cells
+        self.names, self.grids, self.channels, self.key = maps.names, maps.grids, maps.channels, maps.key
+        self.vectors = int(sum(held.sum() for held in cells))
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for block, held in zip(self._maps, self.cells, strict=True):
+            if held.any():
+                yield block[held.reshape(-1)]
+
+
+FACTS = ("inertia", "empty", "iterations", "converged")
+
+
 def _split(array: NDArray[Any], grids: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+    """The ids of each picture, (h, w), out of those of all."""
     ends = np.cumsum([h * w for h, w in grids])
-    yield from np.split(array, ends[:-1])
+    for block, grid in zip(np.split(array, ends[:-1]), grids, strict=True):
+        yield block.reshape(grid)
 
 
-def _reduction_record(settings: ClusterSettings) -> dict[str, Any]:
-    return {"stage": "vectors", "version": 1} | {
-        key: getattr(settings, key) for key in ("normalize", "pca", "whiten", "fit")
-    }
+def source_of(settings: ObjectSettings) -> str:
+    """Where a settled foreground comes from, for the reader of a table."""
+    files = mask_set(settings.foreground)
+    return f"the masks {files}" if files else f"the method's own foreground (logit above {settings.threshold:g})"
 
 
-def _notes(settings: ClusterSettings, reduced: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
-    kept = reduced["vectors"].shape[1]
-    if settings.pca > kept:
+def rank_notes(settings: ClusterSettings, kept: int) -> tuple[str, ...]:
+    """What to say where the PCA kept fewer dimensions than it was asked for."""
+    if dimensions(settings) > kept:
         return (f"PCA to {settings.pca} dimensions was asked for; the features have rank {kept}, which is kept",)
     return ()
 
 
-def _reduce(work: Work, settings: ClusterSettings) -> dict[str, NDArray[Any]]:
+def dimensions(settings: ClusterSettings) -> int:
+    """What settled settings say of the PCA."""
+    return int(settings.pca)
+
+
+def _reduce(settings: ClusterSettings, sources: Mapping[str, Maps]) -> dict[str, NDArray[Any]]:
     """Vectors of the scored split, and of the split that is clustered where that is another (see `Gathered`)."""
-    source = work.maps("eval" if settings.fit == "eval" else "train")
-    reduction = _fit(source, settings)
-    arrays = _gather(work.maps("eval"), settings, reduction, "")
+    source = sources[settings.fit]
+    reduction = fit_reduction(source, source.channels, settings)
+    arrays = _gather(sources["eval"], settings, reduction, "")
     if settings.fit == "train":
         arrays |= _gather(source, settings, reduction, "train_")
     if reduction is not None:
         named = {"mean": reduction.mean, "scale": reduction.scale, "components": reduction.components}
+        arrays["explained"] = np.array([reduction.explained])  # the share of the variance that the PCA keeps
         arrays |= {name: array for name, array in named.items() if array is not None}
     return arrays
 
 
-def _fit(maps: Maps, settings: ClusterSettings) -> Reduction | None:
-    """The first pass over the maps; none where vectors are taken as they are, or only brought to unit length."""
+def fit_reduction(blocks: Iterable[NDArray[np.float32]], channels: int, settings: ClusterSettings) -> Reduction | None:
+    """From a pass over vectors; none where they are taken as they are, or only brought to unit length."""
     from bench import cluster
 
-    if not settings.pca and settings.normalize != "standardize":
+    assert settings.normalize != "auto"
+    if not dimensions(settings) and settings.normalize != "standardize":
         return None
-    moments = cluster.Moments(maps.channels)
-    for block in maps:
+    moments = cluster.Moments(channels)
+    for block in blocks:
         moments.add(cluster.normalize_l2(block) if settings.normalize == "l2" else block)
-    return cluster.fit_reduction(moments, settings.pca, settings.whiten and settings.pca > 0, settings.normalize)
+    whiten = settings.whiten and dimensions(settings) > 0
+    return cluster.fit_reduction(moments, dimensions(settings), whiten, settings.normalize)
+
+
+def reduced_block(
+    block: NDArray[np.float32], reduction: Reduction | None, settings: ClusterSettings
+) -> NDArray[np.float32]:
+    """Vectors (n, D) as they are clustered, (n, d)."""
+    from bench.cluster import normalize_l2
+
+    if reduction is not None:
+        return reduction.apply(block)
+    return normalize_l2(block) if settings.normalize == "l2" else block
 
 
 def _gather(maps: Maps, settings: ClusterSettings, reduction: Reduction | None, name: str) -> dict[str, NDArray[Any]]:
     """The second pass: the reduced vectors of a split, the only copy that is kept in memory."""
-    from bench.cluster import normalize_l2
-
-    def transform(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        if reduction is not None:
-            return reduction.apply(block)
-        return normalize_l2(block) if settings.normalize == "l2" else block
-
-    gatherer = Gatherer(maps.vectors, transform)
+    gatherer = Gatherer(maps.vectors, lambda block: reduced_block(block, reduction, settings))
     for block in maps:
         gatherer.add(block)
     gathered = gatherer.result()
@@ -183,24 +216,16 @@ def _cluster(
 
     name = "" if settings.fit == "eval" else "train_"
     vectors, index = reduced[f"{name}vectors"], reduced.get(f"{name}index")
-    if settings.algorithm == "minibatch":
-        # it draws its batches from all vectors, repeated ones too
-        found = cluster.minibatch_kmeans(vectors if index is None else vectors[index], settings.clusters, seed)
-        index = None
-    else:
-        weights = None if index is None else np.bincount(index, minlength=len(vectors)).astype(np.float64)
-        with work.progress(settings.clusters + settings.iterations, f"K={settings.clusters}, seed {seed}") as tick:
-            found = cluster.kmeans(
-                vectors,
-                settings.clusters,
-                seed,
-                engine=settings.engine,
-                iterations=settings.iterations,
-                tolerance=settings.tolerance,
-                device=work.device,
-                weights=weights,
-                tick=tick,
-            )
+    if settings.algorithm == "minibatch" and index is not None:
+        vectors, index = vectors[index], None  # it draws its batches from all vectors, repeated ones too
+    number = len(vectors) if index is None else len(index)
+    if settings.clusters > number:
+        raise SettingError(
+            f"K = {settings.clusters} is more than the {number} vectors of the split that is clustered: ask for at "
+            "most that many, or use more or larger pictures"
+        )
+    weights = None if index is None else np.bincount(index, minlength=len(vectors)).astype(np.float64)
+    found = cluster_vectors(work, settings, vectors, settings.clusters, seed, weights)
     labels = found.labels
     if settings.fit == "train":
         labels, index = (
@@ -208,11 +233,40 @@ def _cluster(
             reduced.get("index"),
         )
     labels = labels.astype(np.min_scalar_type(settings.clusters))
-    return {
-        "labels": labels if index is None else labels[index],
-        "centroids": found.centroids,
-        "inertia": np.array(found.inertia),
-        "empty": np.array(found.empty),
-        "iterations": np.array(found.iterations),
-        "converged": np.array(found.converged),
-    }
+    facts = {name: np.array(getattr(found, name)) for name in FACTS}
+    return {"labels": labels if index is None else labels[index], "centroids": found.centroids, **facts}
+
+
+def cluster_vectors(
+    work: Work,
+    settings: ClusterSettings,
+    vectors: NDArray[np.float32],
+    clusters: int,
+    seed: int,
+    weights: NDArray[np.float64] | None = None,
+) -> KMeansResult:
+    """The clustering of vectors (n, d), each standing for `weights` of itself, into so many clusters."""
+    from bench import cluster
+
+    state = settings.first_state + seed
+    if settings.algorithm == "minibatch":
+        return cluster.minibatch_kmeans(vectors, clusters, state)
+    best: KMeansResult | None = None
+    steps = settings.restarts * (clusters + settings.iterations)
+    with work.progress(steps, f"K={clusters}, seed {seed}") as tick:
+        for restart in range(settings.restarts):
+            found = cluster.kmeans(
+                vectors,
+                clusters,
+                state if restart == 0 else int(np.random.SeedSequence([state, restart]).generate_state(1)[0]),
+                engine=settings.engine,
+                iterations=settings.iterations,
+                tolerance=settings.tolerance,
+                device=work.device,
+                weights=weights,
+                tick=tick,
+            )
+            if best is None or found.inertia < best.inertia:
+                best = found
+    assert best is not None
+    return best

@@ -12,7 +12,7 @@ from bench.contracts import Scope, Variant
 from bench.errors import SettingError
 from bench.records import ProtocolCard
 
-from ._clustering import PRESETS, ClusterSettings, engine_for
+from ._settings import PRESETS, ClusterSettings, countable, engine_for
 
 __all__ = ["CARD", "expand"]
 
@@ -29,17 +29,23 @@ CARD = ProtocolCard(
 
 
 def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
-    """One row. K = number of classes is cut to the number of vectors, and said; a K that was asked for is not."""
+    """One row. K = number of classes is cut to the number of vectors, and said; a K that was asked for is not.
+
+    How many objects there are is known only when all pictures were looked at: their K is cut then.
+    """
     wanted = settings.clusters or scope.classes
     notes: tuple[str, ...] = ()
     clusters = wanted
-    if scope.vectors is not None and wanted > scope.vectors:
+    found = countable(settings, scope, wanted)
+    if found.vectors is not None and wanted > found.vectors:
         if settings.clusters:
             raise SettingError(
-                f"kmeans.clusters={wanted} is more than the {scope.vectors} vectors of the split: ask for at most that "
+                f"kmeans.clusters={wanted} is more than the {found.vectors} vectors of the split: ask for at most that "
                 "many, or use more or larger pictures"
             )
-        clusters = scope.vectors
+        clusters = found.vectors
         notes = (f"K was cut from {wanted} classes to {clusters}, the number of vectors",)
-    final = dataclasses.replace(settings, clusters=clusters, engine=engine_for(settings, scope))
-    return [Variant(settings=final, notes=notes, reads_train=settings.fit == "train")]
+    final = dataclasses.replace(
+        settings, clusters=clusters, engine=engine_for(settings, scope), whiten=settings.whiten and settings.pca != 0
+    )
+    return [Variant(settings=final, notes=notes)]

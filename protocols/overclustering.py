@@ -14,7 +14,7 @@ from bench.errors import SettingError
 from bench.records import ProtocolCard
 from bench.settings import setting
 
-from ._clustering import PRESETS, ClusterSettings, engine_for
+from ._settings import PRESETS, ClusterSettings, countable, engine_for
 
 __all__ = ["CARD", "OverclusteringSettings", "expand"]
 
@@ -44,30 +44,30 @@ CARD = ProtocolCard(
 
 
 def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
-    """One row per K. The default list stops at half the number of vectors; a K that was asked for may not exceed it."""
+    """One row per K. The default list stops at half the number of vectors; a K that was asked for may not exceed it.
+
+    Of objects there are at most as many as pictures; where there turn out to be fewer, K is cut by the run itself.
+    """
     wanted = tuple(dict.fromkeys(settings.clusters)) or (scope.classes, *(k for k in MORE if k > scope.classes))
-    vectors = scope.vectors
+    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}
+    found = countable(ClusterSettings(**{**base, "clusters": 0}), scope, min(wanted))
+    vectors, unit = found.vectors if found.vectors is not None else found.pictures, found.unit
     notes: tuple[str, ...] = ()
-    if vectors is not None and settings.clusters and max(wanted) > vectors:
+    if found.vectors is not None and settings.clusters and max(wanted) > found.vectors:
         raise SettingError(
-            f"--clusters {max(wanted)} is more than the {vectors} vectors of the split: ask for at most that many, or "
-            "use more or larger pictures"
+            f"--clusters {max(wanted)} is more than the {found.vectors} vectors of the split: ask for at most that "
+            "many, or use more or larger pictures"
         )
     if vectors is not None and not settings.clusters:
         kept = tuple(k for k in wanted if k <= vectors / 2)
         if kept != wanted:
             left = ", ".join(str(k) for k in wanted if k not in kept)
-            notes = (f"K = {left} left out of the default list: more than half of the {vectors} vectors",)
+            notes = (f"K = {left} left out of the default list: more than half of the {vectors} {unit}",)
         if not kept:
             raise SettingError(
-                f"no K of the default list {wanted} is at most half of the {vectors} vectors of the split: name "
+                f"no K of the default list {wanted} is at most half of the {vectors} {unit} of the split: name "
                 "smaller ones with --clusters"
             )
         wanted = kept
-    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}
-    base["engine"] = engine_for(settings, scope)
-    reads_train = settings.fit == "train"
-    return [
-        Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes, reads_train=reads_train)
-        for k in wanted
-    ]
+    base |= {"engine": engine_for(settings, scope), "whiten": settings.whiten and settings.pca != 0}
+    return [Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes) for k in wanted]

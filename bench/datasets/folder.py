@@ -19,7 +19,7 @@ from bench import images
 from bench.errors import DatasetError
 from bench.records import IGNORE, DatasetCard
 
-__all__ = ["BACKGROUND", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset"]
+__all__ = ["BACKGROUND", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset", "read_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ _INNER = (".", "VOCSegmentation", "VOCdevkit/VOC2012", "VOC2012")
 """Where the data may lie below the folder that was given."""
 
 _MASK_PREFIX, _MASK_SUFFIX = "saliency_", "_model"
+_MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _THREADS = 8
 
 
@@ -45,6 +46,12 @@ class _Layout:
     lists: Path | None = None
     labels: tuple[Path, ...] = ()
     masks: Mapping[str, Path] = field(default_factory=dict)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A saliency mask file, bool (H, W): grey above 127, or above 0 in a file that holds only 0 and 1."""
+    grey = images.read_grey(path)
+    return grey > (127 if grey.max(initial=0) > 1 else 0)
 
 
 def holds_dataset(folder: Path) -> bool:
@@ -176,14 +183,24 @@ class FolderDataset:
 
         Raises DatasetError when there is no such set or file, or its size is not the picture's.
         """
+        path = self.mask_path(name, mask_set)
+        mask = read_mask(path)
+        self._check_size(name, path, mask.shape)
+        return mask
+
+    def mask_path(self, name: str, mask_set: str) -> Path:
+        """The file of a picture's mask. Raises DatasetError when there is no such set or file."""
         path = self._find_mask(name, mask_set)
         if path is None:
             raise DatasetError(
                 f"mask set {mask_set!r} has no mask of {name!r}: expected {self._mask_folder(mask_set) / name}.png"
             )
-        grey = images.read_grey(path)
-        self._check_size(name, path, grey.shape)
-        return grey > (127 if grey.max(initial=0) > 1 else 0)
+        return path
+
+    def masks_without_picture(self, mask_set: str) -> int:
+        """The number of mask files that belong to no picture of the data set."""
+        stems = {path.stem for path in self._mask_folder(mask_set).iterdir() if path.suffix in _MASK_SUFFIXES}
+        return len({stem for stem in stems if not stem.startswith(".")} - set(self._pictures))
 
     def picture_path(self, name: str) -> Path:
         """The file of a picture. Raises DatasetError when there is none, or more than one."""
@@ -319,7 +336,7 @@ class FolderDataset:
 
     def _find_mask(self, name: str, mask_set: str) -> Path | None:
         folder = self._mask_folder(mask_set)
-        paths = (folder / f"{name}{suffix}" for suffix in (".png", ".jpg", ".jpeg", ".bmp"))
+        paths = (folder / f"{name}{suffix}" for suffix in _MASK_SUFFIXES)
         return next((path for path in paths if path.exists()), None)
 
     def _scan_classes(self) -> int:

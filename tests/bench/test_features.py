@@ -31,13 +31,24 @@ def backbone(**changes):
     return Backbone(changes.pop("body", Means()), **{key: value for key, value in given.items() if key != "body"})
 
 
-def maps_of(voc, tmp_path, *, adapter=None, runtime=None, size="native", record=None, cache=None, dtype="float32"):
+def maps_of(
+    voc,
+    tmp_path,
+    *,
+    adapter=None,
+    runtime=None,
+    size="native",
+    record=None,
+    cache=None,
+    dtype="float32",
+    taps=("last",),
+):
     dataset = open_dataset(str(voc))
     return SplitMaps(
         adapter or backbone(),
         dataset,
         dataset.names("val"),
-        tap="last",
+        taps=taps,
         inputs=InputSettings(size=size, dtype=dtype),
         runtime=runtime or Runtime(),
         cache=cache or Cache(tmp_path / "cache"),
@@ -81,6 +92,40 @@ def test_second_pass_reads_what_the_first_computed(voc, tmp_path, size, monkeypa
     for again in (maps, maps_of(voc, tmp_path, size=size)):
         assert again.cached
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+class Two(torch.nn.Module):
+    """Mean colours of 8×8 cells, and the brightness of 4×4 ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        grey = torch.nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4)
+        return {"last": torch.nn.functional.avg_pool2d(x, 8), "grey": grey}
+
+
+def test_several_taps_come_from_one_pass_and_one_entry(voc, tmp_path):
+    network = Two()
+    taps = [Tap(name="last", channels=3, stride=8), Tap(name="grey", channels=1, stride=4, kind="foreground_logit")]
+    adapter = Backbone(network, taps=taps, mean=(0, 0, 0), std=(1, 1, 1), default_tap="last", pad_to=8)
+    maps = maps_of(voc, tmp_path, adapter=adapter, taps=("last", "grey"), runtime=Runtime(batch_size=1))
+    first = [tuple(block.copy() for block in blocks) for blocks in maps.together()]
+    assert network.passes == len(maps.names)
+    assert [layout.tap.name for layout in maps.layouts] == ["last", "grey"]
+    assert maps.nbytes == 4 * sum(3 * len(main) + len(grey) for main, grey in first)
+    again = list(maps.together())
+    alone = list(maps)
+    assert network.passes == len(maps.names)
+    for index, (main, grey) in enumerate(first):
+        assert np.array_equal(main, again[index][0])
+        assert np.array_equal(main, alone[index])
+        assert np.array_equal(grey, again[index][1])
+        h, w = maps.grids[index]
+        assert maps.layouts[1].grids[index] == (2 * h, 2 * w)
+        np.testing.assert_allclose(grey.reshape(h, 2, w, 2).mean((1, 3)), main.mean(1).reshape(h, w), atol=1e-6)
 
 
 def test_an_abandoned_pass_leaves_nothing_in_the_cache(voc, tmp_path):

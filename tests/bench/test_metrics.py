@@ -406,3 +406,27 @@ def test_halves_and_null_depend_on_the_seed_alone():
     assert results[0]["scores"] == results[2]["scores"]
     assert results[0]["held_out"] != results[2]["held_out"]
     assert results[0]["null"] != results[2]["null"]
+
+
+def test_predicted_classes_are_scored_as_they_are():
+    """Against pixels: ids mean classes, -1 predicts none, and means may be taken over some classes."""
+    counts = random_counts(clusters=5, classes=4)
+    matched = np.array([0, 1, 2, 3, -1])
+    seen = metrics.evaluate_predictions(counts, matched, background=0, seed=0, among=(1, 3))
+    ids, labels = pixels_of(counts.confusion())
+    per_class = reference.jaccard_score(labels, ids, labels=range(4), average=None)
+    figures = seen["scores"]["as_predicted"]
+    np.testing.assert_allclose(figures["iou"], per_class)
+    assert figures["miou"] == figures["foreground_miou"] == pytest.approx(per_class[[1, 3]].mean())
+    recall = reference.recall_score(labels, ids, labels=range(4), average=None)
+    assert figures["class_accuracy"] == pytest.approx(recall[[1, 3]].mean())
+    assert figures["pixel_accuracy"] == pytest.approx((ids == labels).mean())
+    assert figures["match"] == matched.tolist()
+    assert seen["held_out"] is None
+    whole = metrics.evaluate_predictions(counts, matched, background=0, seed=0)
+    assert whole["scores"]["as_predicted"]["miou"] == pytest.approx(per_class.mean())
+    assert whole["scores"]["as_predicted"]["foreground_miou"] == pytest.approx(per_class[1:].mean())
+    same = {"ari", "nmi", "pixels", "void", "void_pictures"}
+    clustered = metrics.evaluate(counts, background=0, seed=0)
+    assert {name: seen[name] for name in same} == {name: clustered[name] for name in same}
+    assert set(seen) == set(clustered)

@@ -11,7 +11,7 @@ import pytest
 from bench.errors import SettingError
 from bench.registry import card as find_card
 from bench.registry import load, names
-from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset, setting
+from bench.settings import Override, apply, mask_set, parse_overrides, parse_size, pick_preset, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Example:
     whiten: bool = setting(True, "a switch")
     sizes: tuple[int, ...] = setting((), "some sizes", minimum=1)
     name: str | None = setting(None, "a name")
+    depth: int | Literal["auto"] = setting("auto", "a depth", minimum=0)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ class Example:
         ("name", "x", "x"),
         ("name", "none", None),
         ("whiten", True, True),
+        ("depth", "auto", "auto"),
+        ("depth", "3", 3),
+        ("depth", 0, 0),
     ],
 )
 def test_text_becomes_the_annotated_type(key, text, value):
@@ -56,6 +60,8 @@ def test_text_becomes_the_annotated_type(key, text, value):
         ("whiten", "maybe", "true or false"),
         ("sizes", "21,x", "a whole number"),
         ("sizes", "0", "at least 1"),
+        ("depth", "deep", "a whole number or auto"),
+        ("depth", "-1", "at least 0"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(key, text, says):
@@ -122,3 +128,16 @@ def test_presets_are_found_by_name_and_default():
     assert pick_preset(card, None, "nobody has this").name == card.presets[0].name
     with pytest.raises(SettingError, match=r"no preset 'papr'.*'paper'"):
         pick_preset(card, "papr", "native")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("auto", ""), ("adapter", ""), ("none", ""), ("masks:noisy", "noisy"), ("masks:a:b", "a:b")]
+)
+def test_a_foreground_may_name_a_mask_set(text, name):
+    assert mask_set(text) == name
+
+
+@pytest.mark.parametrize("text", ["", "masks:", "masks", "true", "adaptr"])
+def test_other_foregrounds_are_refused(text):
+    with pytest.raises(SettingError, match=r"foreground=.*does not fit\..*auto, adapter, none, masks:NAME"):
+        mask_set(text)

@@ -1,0 +1,100 @@
+"""MaskContrast's network as an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from bench.backbone import Backbone
+from bench.checkpoints import read_checkpoint
+from bench.errors import CheckpointError
+from bench.networks.maskcontrast import Arch, MaskContrastNetwork, from_description
+from bench.records import AdapterRequest, Checkpoint, KeyRule
+from bench.weights import load_into, seeded
+
+from ._floors import ContentNoise
+
+_RELEASED: Arch = "resnet50"
+_HEADS = ("decoder", "embedding", "saliency")
+
+
+class MaskContrastBackbone(Backbone):
+    """The maps of a `MaskContrastNetwork`, and those of its ResNet; it stops after the deepest of the maps asked for.
+
+    noise: takes the place of the embedding.
+    """
+
+    body: MaskContrastNetwork
+
+    def __init__(self, network: MaskContrastNetwork, noise: ContentNoise | None, account: Mapping[str, Any]) -> None:
+        super().__init__(
+            network,
+            taps=(*network.backbone.taps, *network.taps),
+            default_tap="embedding",
+            fingerprint=f"noise seed={noise.seed}" if noise else "",
+            account=account,
+        )
+        self._noise = noise
+
+    def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        network = self.body
+        deepest = network.backbone.taps[-1].name
+        wanted = [tap for tap in taps if tap not in _HEADS]
+        headed = len(wanted) < len(taps)
+        maps: dict[str, torch.Tensor] = dict(network.backbone(inputs, {*wanted, deepest} if headed else wanted))
+        if headed:
+            maps["decoder"] = network.decoder(maps[deepest])
+        if "embedding" in taps:
+            noise = self._noise
+            maps["embedding"] = network.head(maps["decoder"]) if noise is None else noise(self._seen(inputs))
+        if "saliency" in taps:
+            maps["saliency"] = network.classification_head(maps["decoder"])
+        return maps
+
+    def _seen(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The pictures 0 … 255 again: no rounding of the normalisation may change the noise, nor the sign of a 0."""
+        shape = (-1, 1, 1)
+        mean, std = (torch.tensor(values, device=inputs.device).view(shape) for values in (self.mean, self.std))
+        return ((inputs.float() * std + mean) / self.scale).round().abs()
+
+
+def build_maskcontrast(
+    request: AdapterRequest, *, arch: Arch | Literal["auto"], random_embedding: bool, own_layout: KeyRule
+) -> Backbone:
+    """The network of a request, with the weights of its checkpoint or a seeded random initialisation.
+
+    arch: `auto` is what the checkpoint names, else the released architecture. own_layout: of files that name one.
+    Raises CheckpointError for a file that names another architecture.
+    """
+    checkpoint = request.checkpoint
+    description = _description(checkpoint)
+    if description is not None:
+        if arch not in ("auto", description.get("arch")):
+            raise CheckpointError(
+                f"{checkpoint.path} holds the architecture {description.get('arch')}, not {arch}: drop "
+                f"--set {request.card.name}.arch={arch}"
+            )
+        if checkpoint.rules and not any(rule.drop == ("*",) for rule in checkpoint.rules):  # not chosen by hand
+            checkpoint = replace(checkpoint, rules=(own_layout,))
+    with seeded(checkpoint.seed):
+        if description is None:
+            network = MaskContrastNetwork(_RELEASED if arch == "auto" else arch)
+        else:
+            network = from_description(description)
+    loaded = load_into(network, checkpoint)
+    noise = None
+    if random_embedding:
+        embedding = next(tap for tap in network.taps if tap.name == "embedding")
+        noise = ContentNoise(embedding.channels, int(embedding.stride), seed=0)
+    return MaskContrastBackbone(network, noise, loaded.as_dict() if loaded else {})
+
+
+def _description(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The architecture that a file of the user's names, None where it names none."""
+    if checkpoint.kind != "file" or checkpoint.path is None:
+        return None
+    named = read_checkpoint(checkpoint.path).get("architecture")
+    return named if isinstance(named, Mapping) else None

@@ -1,0 +1,219 @@
+"""The settings of K-means, its presets, and what `auto` comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.contracts import Scope
+from bench.errors import MismatchError, SettingError
+from bench.records import Choice, Preset, Source
+from bench.settings import ObjectSettings, setting
+
+__all__ = ["PRESETS", "ClusterSettings", "Countable", "countable", "engine_for", "settle"]
+
+Engine = Literal["auto", "faiss", "sklearn", "torch"]
+
+PIXEL_DIMENSIONS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings(ObjectSettings):
+    """What is clustered, how its vectors are made, and how they are clustered."""
+
+    clusters: int = setting(0, "K, the background included; 0: the number of classes", minimum=0)
+    unit: Literal["auto", "pixel", "object"] = setting(
+        "auto",
+        "cells of the map are clustered, or an object per picture; auto: objects where there is a foreground",
+    )
+    background: Literal["auto", "saliency", "cluster"] = setting(
+        "auto",
+        "saliency: what is not foreground is a cluster of its own; cluster: all pixels are clustered; auto: saliency "
+        "for objects, and for pixels where `foreground` is given",
+    )
+    normalize: Literal["auto", "none", "l2", "standardize"] = setting(
+        "auto",
+        "each vector to unit length (l2), or each dimension to unit variance (standardize), before the PCA; auto: l2 "
+        "for objects, none for pixels",
+    )
+    pca: int | Literal["auto"] = setting(
+        "auto", "dimensions kept by an exact PCA; 0: no PCA; auto: 0 for objects, 32 for pixels", minimum=0
+    )
+    whiten: bool = setting(True, "each dimension that the PCA keeps is scaled to unit variance")
+    algorithm: Literal["lloyd", "minibatch"] = setting(
+        "lloyd", "K-means on all vectors, or scikit-learn's MiniBatchKMeans"
+    )
+    engine: Engine = setting("auto", "what computes Lloyd's nearest centroids")
+    iterations: int = setting(50, "at most so many iterations of Lloyd's algorithm", minimum=1)
+    tolerance: float = setting(
+        1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0
+    )
+    restarts: int = setting(
+        0, "starts of Lloyd's algorithm, the one of least inertia counts; 0: 10 for objects, 1 for pixels", minimum=0
+    )
+    blank: Literal["skip", "zero"] = setting(
+        "skip", "pictures without foreground are left out of the clustering of objects, or take part as zero vectors"
+    )
+    first_state: int = setting(0, "added to the seed", minimum=0)
+    fit: Literal["eval", "train"] = setting(
+        "eval", "the split whose vectors are clustered; the scored one takes the nearest"
+    )
+
+    @property
+    def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:
+        return "pictures" if self.fit == "train" else "nothing"
+
+
+_SHARED = {
+    "unit": Choice("auto", Source.SEED, "MaskContrast's objects, other methods' pixels"),
+    "foreground": Choice("auto", Source.SEED, "the method's own saliency head"),
+    "background": Choice("auto", Source.SEED, "the saliency head identifies the background; else it is one of K"),
+    "pooling": Choice("mean", Source.SEED, "mean embeddings of the foreground objects"),
+    "threshold": Choice(0.0, Source.OURS, "probability one half; the released code cuts the logit at 0.5"),
+    "normalize": Choice("auto", Source.SEED, "L2-normalized feature vectors of objects; not stated for pixels"),
+    "pca": Choice(
+        "auto",
+        Source.AUTHOR,
+        "issue 14 of the released code: pixels to MaskContrast's 32 dimensions; the supplement has none for objects",
+    ),
+    "whiten": Choice(True, Source.OURS, "the supplement does not say; the released evaluator whitens"),
+    "blank": Choice("skip", Source.OURS, "a picture without foreground has no object"),
+    "restarts": Choice(0, Source.OURS, "not stated; objects are few, and single starts differ much"),
+    "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
+    "iterations": Choice(50, Source.OURS, "not stated; twice the default of faiss"),
+    "fit": Choice("eval", Source.CODE, "clusters are fitted on the pictures they are scored on"),
+}
+
+PRESETS = (
+    Preset(
+        name="paper",
+        version=2,
+        summary="512×512; objects of the method's foreground, L2-normalised, else all pixels, PCA 32, whitened",
+        choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
+    ),
+    Preset(
+        name="native",
+        version=2,
+        summary="as `paper`, each picture at its own size",
+        choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_SHARED},
+    ),
+    Preset(
+        name="released-code",
+        version=1,
+        summary="what the released code of MaskContrast does with objects: weighted by logits, PCA, mini-batches",
+        choices={
+            "size": Choice("512", Source.CODE, "segmentation/utils/common_config.py"),
+            "interpolation": Choice("bicubic", Source.CODE, "segmentation/utils/common_config.py"),
+            "unit": Choice("object", Source.CODE, "segmentation/utils/kmeans_utils.py: one per picture"),
+            "foreground": Choice("auto", Source.CODE, "the saliency head"),
+            "background": Choice("saliency", Source.CODE, "K - 1 clusters of objects, and the background"),
+            "threshold": Choice(0.5, Source.CODE, "of the raw logit"),
+            "pooling": Choice("logit", Source.CODE, "the embedding weighted by the raw logit, not normalised before"),
+            "blank": Choice("zero", Source.CODE, "pictures without foreground are clustered too, as zero vectors"),
+            "normalize": Choice("l2", Source.CODE, ""),
+            "pca": Choice(32, Source.CODE, "fitted on all objects, the full dimension"),
+            "whiten": Choice(True, Source.CODE, ""),
+            "algorithm": Choice("minibatch", Source.CODE, "batches of 1000, 3 starts (the default of that time)"),
+            "first_state": Choice(1234, Source.CODE, "segmentation/kmeans.py: random_state 1234 to 1238"),
+            "fit": Choice("eval", Source.CODE, ""),
+        },
+    ),
+)
+
+
+def settle(settings: ClusterSettings, own_foreground: bool) -> ClusterSettings:
+    """The settings with every `auto` but the engine's replaced by what it comes to.
+
+    own_foreground: the method gives a foreground of its own.
+    Raises SettingError for settings that contradict each other or the method.
+    """
+    foreground = settings.foreground
+    if foreground == "auto":
+        foreground = "adapter" if own_foreground else "none"
+    if foreground == "adapter" and not own_foreground:
+        raise SettingError(
+            "foreground=adapter needs a method with a foreground of its own: give mask files, --set "
+            "foreground=masks:NAME"
+        )
+    unit = settings.unit
+    if unit == "auto":
+        unit = "object" if foreground != "none" and settings.background != "cluster" else "pixel"
+    if unit == "object" and foreground == "none":
+        raise SettingError(
+            "unit=object needs a foreground, which the method does not give: give mask files, --set "
+            "foreground=masks:NAME, or cluster pixels, --set unit=pixel (the preset released-code is for objects only)"
+        )
+    if unit == "object" and settings.background == "cluster":
+        raise SettingError("background=cluster clusters all pixels, foreground or not: drop --set unit=object")
+    if settings.background == "saliency" and foreground == "none":
+        raise SettingError(
+            "background=saliency needs a foreground, which the method does not give: give mask files, --set "
+            "foreground=masks:NAME"
+        )
+    objects = unit == "object"
+    background = settings.background
+    if background == "auto":
+        background = "saliency" if objects or settings.foreground not in ("auto", "none") else "cluster"
+    return dataclasses.replace(
+        settings,
+        foreground=foreground if background == "saliency" else "none",
+        unit=unit,
+        background=background,
+        normalize=settings.normalize if settings.normalize != "auto" else "l2" if objects else "none",
+        pca=settings.pca if settings.pca != "auto" else 0 if objects else PIXEL_DIMENSIONS,
+        restarts=settings.restarts or (10 if objects else 1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Countable:
+    """How much there is to cluster, as far as that is known before the first forward pass.
+
+    vectors: of pixels, None for objects or while the method is not built. pictures: where objects are clustered, their
+    largest possible number, else None. unit: `vectors` or `pictures`.
+    """
+
+    vectors: int | None
+    pictures: int | None
+    unit: str
+
+
+def countable(settings: ClusterSettings, scope: Scope, fewest: int) -> Countable:
+    """What can be clustered; fewest: the smallest K that is wanted.
+
+    Raises SettingError for settings that contradict each other or the method, and for a K that the background takes up.
+    """
+    if scope.foreground is None:
+        return Countable(None, None, "vectors")
+    settled = settle(settings, scope.foreground)
+    if settled.background == "saliency" and scope.background and fewest < 2:
+        raise SettingError(f"K={fewest} holds nothing but the background: the foreground needs a K of at least 2")
+    if settled.unit == "pixel":
+        return Countable(scope.vectors, None, "vectors")
+    return Countable(None, scope.pictures, "pictures")
+
+
+def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
+    """The engine that will run: `auto` is faiss, or the chunked torch one on a CUDA machine whose faiss has no GPU.
+
+    Raises MismatchError naming both extras where faiss is wanted and not installed, SettingError for settings of
+    Lloyd's algorithm that were given for another.
+    """
+    from bench import cluster
+
+    if settings.algorithm == "minibatch":
+        unread = sorted(scope.explicit & {"engine", "iterations", "tolerance", "restarts"})
+        if unread:
+            raise SettingError(
+                f"algorithm=minibatch does not read {', '.join(unread)}: drop it, or use algorithm=lloyd"
+            )
+        return "sklearn"
+    if settings.engine not in ("auto", "faiss"):
+        return settings.engine
+    if not cluster.faiss_available():
+        raise MismatchError(
+            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or "
+            "do without it, --set engine=sklearn"
+        )
+    return "torch" if settings.engine == "auto" and cluster.default_engine(scope.device) == "torch" else "faiss"

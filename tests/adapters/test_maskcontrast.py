@@ -1,0 +1,193 @@
+"""The adapter of MaskContrast: the reference's maps, released files, run folders, and the random embedding."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from bench.adapters import _maskcontrast, maskcontrast
+from bench.backbone import Backbone
+from bench.errors import CheckpointError, DownloadError
+from bench.networks.maskcontrast import MaskContrastNetwork
+from bench.records import AdapterRequest, MethodCard
+from bench.testing import check_adapter
+from bench.weights import resolve, state_sha256
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CARD: MethodCard = maskcontrast.CARD
+
+
+def build(spec: str | None, folder: Path, **options: Any) -> Backbone:
+    checkpoint = resolve(CARD, spec, weights_dir=folder)
+    adapter = maskcontrast.build(AdapterRequest(card=CARD, checkpoint=checkpoint, options=CARD.options(**options)))
+    assert isinstance(adapter, Backbone)
+    return adapter.eval()
+
+
+def deterministic(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The rule of the golden files: every tensor from a seed that its name gives."""
+    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("running_var"):
+        drawn = 1 + 0.1 * np.abs(drawn)
+    elif name.endswith(("running_mean", "bias")):
+        drawn = 0.1 * drawn
+    elif len(shape) == 1:
+        drawn = 1 + 0.1 * drawn
+    else:
+        drawn = drawn * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(drawn))
+
+
+def deterministic_state(network: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        prefix + name: value if name.endswith("num_batches_tracked") else deterministic(name, tuple(value.shape))
+        for name, value in network.state_dict().items()
+    }
+
+
+def test_the_reference_maps_come_through_the_adapter(tmp_path, monkeypatch):
+    golden = np.load(GOLDEN / "maskcontrast_forward.npz")
+    state = deterministic_state(MaskContrastNetwork("resnet18"), "module.model_q.")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "r18.pth")
+    monkeypatch.setattr(_maskcontrast, "MaskContrastNetwork", lambda arch: MaskContrastNetwork(arch).double())
+    adapter = build(str(tmp_path / "r18.pth"), tmp_path, arch="resnet18")
+    images = torch.from_numpy(golden["images"])
+    with torch.no_grad():
+        maps = adapter(images, ["layer4", "embedding", "saliency"])
+    upsampled = {
+        name: functional.interpolate(maps[name], images.shape[2:], mode="bilinear", align_corners=False)[:, :, ::8, ::8]
+        for name in ("embedding", "saliency")
+    }
+    for seen, wanted in (
+        (upsampled["embedding"], golden["embedding"]),
+        (upsampled["saliency"][:, 0], golden["saliency_logits"]),
+        (maps["layer4"][:, ::16], golden["backbone"]),
+    ):
+        assert np.abs(seen.numpy() - wanted).max() <= 1e-6 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A file with the keys and shapes of the released one, in its order, of small random numbers."""
+    state = {}
+    generator = torch.Generator().manual_seed(0)
+    for line in (GOLDEN / "maskcontrast_resnet50_keys.txt").read_text().splitlines():
+        name, _, shape = line.partition(" ")
+        size = tuple(int(side) for side in shape.strip("(),").split(",") if side.strip())
+        state[name] = torch.randn(size, generator=generator).abs() / 100
+        if name.endswith(("num_batches_tracked", "queue_ptr")):
+            state[name] = state[name].long()
+    folder = tmp_path_factory.mktemp("released")
+    torch.save({"model": state, "epoch": 39, "optimizer": {}}, folder / "maskcontrast_supervised_saliency.pth.tar")
+    return folder
+
+
+def test_a_released_file_is_loaded_key_for_key(released):
+    adapter = build(None, released)
+    held = torch.load(released / "maskcontrast_supervised_saliency.pth.tar", weights_only=True)["model"]
+    state = adapter.body.state_dict()
+    assert len(state) == adapter.account["taken"] == 363
+    assert all(torch.equal(value, held[f"module.model_q.{name}"]) for name, value in state.items())
+    assert adapter.account["missing"] == adapter.account["dropped"] == []
+    assert sorted(adapter.account["outside"]) == sorted(name for name in held if not name.startswith("module.model_q."))
+
+
+def test_the_supervised_file_is_not_taken_for_the_other(released):
+    other = CARD.checkpoints[1]
+    (released / other.filename).write_bytes((released / CARD.checkpoints[0].filename).read_bytes())
+    with pytest.raises(CheckpointError, match=r"laid out otherwise.*module\.queue"):
+        build(other.name, released)
+
+
+def test_a_file_that_is_not_there_says_where_to_get_it(tmp_path):
+    with pytest.raises(DownloadError, match=r"drive\.google\.com/file/d/1UkzAZ.* and put it at .*pth\.tar"):
+        build(None, tmp_path)
+
+
+@pytest.mark.parametrize("arch", ["small", "resnet18"])
+def test_random_weights_are_a_function_of_the_seed_and_keep_the_contract(arch, tmp_path):
+    one, same = build("random", tmp_path, arch=arch), build("random", tmp_path, arch=arch)
+    assert state_sha256(one) == state_sha256(same)
+    check_adapter(one)
+    deepest = "layer3" if arch == "small" else "layer4"
+    assert tuple(one.taps)[-4:] == (deepest, "decoder", "embedding", "saliency")
+    assert (one.default_tap, one.taps["embedding"].channels) == ("embedding", 32)
+    assert one.taps["saliency"].kind == "foreground_logit"
+
+
+def test_the_released_architecture_is_the_default(tmp_path):
+    adapter = build("random", tmp_path)
+    assert sum(parameter.numel() for parameter in adapter.parameters()) == 39_641_952
+    assert tuple(adapter.taps) == CARD.taps
+    assert adapter.taps["decoder"].channels == 256
+
+
+def run_folder(root: Path, *steps: int) -> Path:
+    (root / "checkpoints").mkdir(parents=True)
+    (root / "record.json").write_text("{}")
+    for step in steps:
+        torch.manual_seed(step)
+        network = MaskContrastNetwork("small")
+        state = {"queue": torch.zeros(32, 64), "queue_ptr": torch.zeros(1)}
+        for copy in ("model_q", "model_k"):
+            state |= {f"{copy}.{name}": value for name, value in network.state_dict().items()}
+            network = MaskContrastNetwork("small")
+        held = {"format": 1, "step": step, "architecture": network.describe(), "model": state, "record": {}}
+        torch.save(held, root / "checkpoints" / f"step-{step}.pt")
+    return root
+
+
+def test_the_last_checkpoint_of_a_run_folder_names_its_architecture(tmp_path):
+    folder = run_folder(tmp_path / "shapes-clean", 90, 240)
+    adapter = build(str(folder), tmp_path)
+    torch.manual_seed(240)
+    wanted = MaskContrastNetwork("small").state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in adapter.body.state_dict().items())
+    assert (adapter.account["entry"], adapter.account["prefix"]) == ("model", "model_q.")
+    assert resolve(CARD, str(folder), weights_dir=tmp_path).name == "shapes-clean"
+    with pytest.raises(CheckpointError, match=r"holds the architecture small, not resnet50.*drop --set maskcontrast"):
+        build(str(folder), tmp_path, arch="resnet50")
+
+
+def test_folders_without_a_checkpoint_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint yet: .*--resume"):
+        build(str(run_folder(tmp_path / "begun")), tmp_path)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CheckpointError, match=r"no run of `bench train`"):
+        build(str(tmp_path / "other"), tmp_path)
+
+
+def test_a_random_embedding_keeps_the_saliency_and_is_a_function_of_the_picture(tmp_path):
+    trained, random = (build("random", tmp_path, arch="small", embedding=e) for e in ("trained", "random"))
+    pictures = torch.randint(0, 256, (3, 3, 40, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        one, other = (a(a.preprocess(pictures), ["embedding", "saliency"]) for a in (trained, random))
+        alone = random(random.preprocess(pictures[2:]), ["embedding"])["embedding"]
+    assert torch.equal(one["saliency"], other["saliency"])
+    assert torch.equal(alone[0], other["embedding"][2])
+    assert one["embedding"].shape == other["embedding"].shape
+    assert abs(float(other["embedding"].std()) - 1) < 0.05
+    assert state_sha256(trained) == state_sha256(random)
+    assert trained.fingerprint != random.fingerprint
+    nearly = random.preprocess(pictures) * (1 + 1e-6)
+    assert torch.equal(random(nearly, ["embedding"])["embedding"], other["embedding"])
+
+
+def test_only_what_is_asked_for_is_computed(tmp_path, monkeypatch):
+    adapter = build("random", tmp_path, arch="small")
+    monkeypatch.setattr(adapter.body.decoder, "forward", lambda x: pytest.fail("the decoder ran"))
+    with torch.no_grad():
+        adapter(torch.zeros(1, 3, 16, 16), ["layer3"])
+
+
+def test_the_card_says_where_everything_is_from():
+    for one in CARD.checkpoints:
+        assert one.filename in one.manual
+        assert "not opened" in one.verified
+    assert _maskcontrast.MaskContrastBackbone.__doc__
