@@ -164,6 +164,35 @@ def _whole_numbers(text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+@app.command()
+def train(
+    producer: Annotated[str, typer.Argument(help="what to train, see `bench list producers`")],
+    dataset: Annotated[str | None, typer.Option(help="registered name or folder [default: `bench data use`]")] = None,
+    masks: Annotated[str | None, typer.Option(help="mask set [default: clean, or the only one]")] = None,
+    preset: Annotated[str | None, typer.Option(help="named choices [default: the data set's, else small]")] = None,
+    init: Annotated[str | None, typer.Option(help="weights of the body: METHOD[@CHECKPOINT] or random")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="steps instead of the preset's")] = None,
+    output: Annotated[Path | None, typer.Option(help="run folder [default: a new one below results/runs]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    seed: Annotated[int, typer.Option(min=0, help="of weights, order and views")] = 0,
+    workers: Annotated[int, typer.Option(min=-1, help="processes that make batches [default: 1, GPU: 8]")] = -1,
+    wandb: Annotated[bool, typer.Option("--wandb", help="write figures to Weights & Biases too")] = False,
+) -> None:
+    """Train a checkpoint; prints its run folder. Several processes: torchrun --nproc-per-node N -m bench train …"""
+    from bench.produce import TrainRequest, produce
+
+    folder = produce(TrainRequest(
+        producer=producer, dataset=dataset, masks=masks, preset=preset, init=init, overrides=tuple(set_ or ()),
+        steps=steps, output=output, resume=resume, device=device, precision=precision, seed=seed, workers=workers,
+        wandb=wandb,
+    ))  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        _print(str(folder))
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help="methods, protocols, datasets, producers, checkpoints or presets")],

@@ -20,6 +20,7 @@ from typing import Any
 import clustering
 import pipeline
 import scoring
+import step
 
 from bench.store import provenance
 
@@ -50,6 +51,7 @@ def main() -> None:
             "scoring": scoring.measure(),
             "clustering": clustering.measure(),
             "pipeline": pipeline.measure(dataset),
+            "step": step.measure(),
         }
     target = ROOT / "results" / "benchmarks" / f"{report['date']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
