@@ -25,8 +25,8 @@ def child(*words: object, folder: Path) -> dict[str, Any]:
     """Run `bench` in a fresh process with its own cache and results; rows, seconds and peak memory (bytes)."""
     environment = os.environ | {"DENSEBENCH_CACHE": str(folder / "cache"), "DENSEBENCH_RESULTS": str(folder / "rows")}
     code = (
-        "import resource, sys, atexit\n"
-        "atexit.register(lambda: sys.stderr.write('PEAK %d' % resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))\n"
+        "import sys, atexit\nfrom bench.clock import peak_memory\n"
+        "atexit.register(lambda: sys.stderr.write('PEAK %d' % peak_memory()))\n"
         "from bench.cli import main\nmain()"
     )
     start = time.perf_counter()
@@ -34,7 +34,7 @@ def child(*words: object, folder: Path) -> dict[str, Any]:
         [sys.executable, "-c", code, *map(str, words)], env=environment, capture_output=True, text=True, check=True
     )
     seconds = time.perf_counter() - start
-    peak = int(done.stderr.rsplit("PEAK ", 1)[1]) * 1024
+    peak = int(done.stderr.rsplit("PEAK ", 1)[1])
     return {"rows": json.loads(done.stdout), "seconds": seconds, "peak": peak}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from bench.clock import peak_memory
 from bench.contrast import MaskContrast, balanced_bce, enet_weights
 from bench.networks.maskcontrast import Arch, MaskContrastNetwork
 
@@ -178,7 +178,7 @@ def peak(variant: str, case: Case) -> float:
     for _ in range(3):
         work()
     del held
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def agreement(case: Case) -> dict[str, float]:
