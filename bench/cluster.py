@@ -125,6 +125,12 @@ class Reduction:
     explained: float
     l2: bool = False
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of it beside a row, by name; `explained` as an array of one."""
+        named = {"mean": self.mean, "scale": self.scale, "components": self.components}
+        kept: dict[str, NDArray[Any]] = {name: array for name, array in named.items() if array is not None}
+        return kept | {"explained": np.array([self.explained])}
+
     def apply(self, block: Floats) -> Floats:
         """float32 (n, D) -> float32 (n, d)."""
         rows = (normalize_l2(block) if self.l2 else block) - self.mean

@@ -203,7 +203,7 @@ def _read_beside(session: Session, settings: InputSettings) -> dict[str, Any]:
         names += session.names(split)
     masks = mask_set(getattr(settings, "foreground", "none"))
     if masks:
-        found["masks"] = {"set": masks, "fingerprint": dataset.mask_fingerprint(names, masks)}
+        found["masks"] = {"set": masks, "fingerprint": session.mask_fingerprint(tuple(names), masks)}
     return found
 
 

@@ -47,6 +47,7 @@ class Session:
     cache: Cache
     resources: ExitStack
     fingerprints: dict[tuple[str, bool], str] = field(default_factory=dict)
+    mask_fingerprints: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
 
     def fingerprint(self, split: str, *, labels: bool) -> str:
         """Content hash of a split's pictures (and labels), computed once."""
@@ -55,6 +56,14 @@ class Session:
             with self.runtime.clock.phase("fingerprint"):
                 self.fingerprints[key] = self.plan.dataset.fingerprint(self.names(split), labels=labels)
         return self.fingerprints[key]
+
+    def mask_fingerprint(self, names: tuple[str, ...], masks: str) -> str:
+        """Content hash of the files of a mask set, computed once."""
+        key = (names, masks)
+        if key not in self.mask_fingerprints:
+            with self.runtime.clock.phase("fingerprint"):
+                self.mask_fingerprints[key] = self.plan.dataset.mask_fingerprint(names, masks)
+        return self.mask_fingerprints[key]
 
     def names(self, split: str) -> tuple[str, ...]:
         """The pictures of a split, cut to `--limit`."""
@@ -145,6 +154,7 @@ class MethodWork:
         self._kept: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._recent: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._said: set[str] = set()
+        self._opened: set[tuple[str, str]] = set()
 
     def maps(self, split: str = "eval") -> SplitMaps:
         plan = self._session.plan
@@ -310,16 +320,19 @@ class MethodWork:
         return foregrounds.masks(self._session.plan.dataset, self.maps("eval"), how)
 
     def read_masks(self, settings: InputSettings) -> None:
-        """Open every mask file that the settings name, so that a broken one is found before any forward pass."""
+        """Open every mask file that the settings name, once, so that a broken one is found before any forward pass."""
         wanted = mask_set(getattr(settings, "foreground", "none"))
         if not wanted:
             return
         dataset = self._session.plan.dataset
         for split in ("eval", "train") if settings.reads_of_train != "nothing" else ("eval",):
+            if (split, wanted) in self._opened:
+                continue
             names = self.maps(split).names
             with self._session.runtime.clock.phase("masks"):
                 for name in track(names, len(names), "masks"):
                     dataset.mask(name, wanted)
+            self._opened.add((split, wanted))
 
     def say(self, text: str) -> None:
         if text not in self._said:

@@ -165,9 +165,7 @@ def _reduce(settings: ClusterSettings, sources: Mapping[str, Maps]) -> dict[str,
     if settings.fit == "train":
         arrays |= _gather(source, settings, reduction, "train_")
     if reduction is not None:
-        named = {"mean": reduction.mean, "scale": reduction.scale, "components": reduction.components}
-        arrays["explained"] = np.array([reduction.explained])  # the share of the variance that the PCA keeps
-        arrays |= {name: array for name, array in named.items() if array is not None}
+        arrays |= reduction.arrays()
     return arrays
 
 

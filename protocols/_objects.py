@@ -51,8 +51,7 @@ def run_objects(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
     outcome.arrays["centroids"] = found.centroids
     outcome.facts |= {name: float(getattr(found, name)) for name in FACTS}
     if reduction is not None:
-        named = {"mean": reduction.mean, "scale": reduction.scale, "components": reduction.components}
-        outcome.shared = {name: array for name, array in named.items() if array is not None}
+        outcome.shared = reduction.arrays()
     return outcome
 
 
