@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 from bench.errors import SettingError
 from bench.settings import setting
 
-__all__ = ["Augmentation", "View", "draw_view", "generator", "view_mask", "view_picture"]
+__all__ = ["Augmentation", "View", "draw_view", "view_mask", "view_picture"]
 
 T = TypeVar("T", np.uint8, np.bool_)
 
@@ -65,12 +65,6 @@ class View:
     flip: bool = False
     grey: bool = False
     jitter: tuple[tuple[str, float], ...] = ()
-
-
-def generator(*key: int) -> np.random.Generator:
-    """The generator that belongs to a key of whole numbers of at least 0; keys of different lengths never share one."""
-    # a seed sequence takes [1] and [1, 0] for the same
-    return np.random.default_rng(np.random.SeedSequence([len(key), *key]))
 
 
 def draw_view(recipe: Augmentation, size: tuple[int, int], rng: np.random.Generator) -> View:

@@ -26,7 +26,7 @@ LAYERS = [
     },
     {"networks.deeplab", "networks.maskcontrast", "trainer"},
     {"weights", "store", "datasets", "datasets.folder", "datasets.shapes", "datasets.voc"},
-    {"augment", "contrast", "journal"},
+    {"augment", "batches", "contrast", "journal"},
     {"features"},
     {"labels", "foregrounds", "plan", "tables", "testing", "listing"},
     {"formats"},

@@ -16,6 +16,7 @@ from torch import nn
 
 from bench import distributed
 from bench.backbone import IMAGENET_MEAN, IMAGENET_STD
+from bench.batches import Batches, batch_size
 from bench.contrast import MaskContrast, check_queue
 from bench.datasets import default_dataset
 from bench.journal import journal, require_wandb
@@ -26,7 +27,7 @@ from bench.runs import RunFolder
 from bench.trainer import Course, Report, Schedule, Shelf, poly, train
 from bench.weights import seeded
 
-from ._pairs import Batches, Pairs, PairSet, Pictures, batch_size, loader
+from ._pairs import Pairs, PairSet, Pictures, loader
 from .maskcontrast import MaskContrastSettings
 
 __all__ = ["run"]

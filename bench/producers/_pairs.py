@@ -7,7 +7,7 @@ number of workers nor a resume changes anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,31 +16,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bench import distributed
-from bench.augment import Augmentation, draw_view, generator, view_mask, view_picture
+from bench.augment import Augmentation, draw_view, view_mask, view_picture
+from bench.batches import Batches, Key, fetch, generator
 from bench.datasets import FolderDataset
 from bench.datasets.folder import read_mask
-from bench.errors import DatasetError, InputError, SettingError
+from bench.errors import DatasetError
 
 from .maskcontrast import MaskSettings
 
-__all__ = ["Batches", "Pairs", "Pictures", "batch_size", "loader"]
+__all__ = ["PairSet", "Pairs", "Pictures", "loader"]
 
 log = logging.getLogger(__name__)
 
-_ORDER, _SHUFFLE, _VIEWS = 1, 2, 3
-"""What a generator is for: the first number of its key."""
+_SHUFFLE, _VIEWS = 2, 3
+"""What a generator is for: the first number of its key; 1 is the order of `bench.batches`."""
 
 _OWN_DRAWS = 3
 _MOST_DRAWS = 500
 _THREADS = 8
 _NAMES_KEPT = 20
-_PREFETCH = 4
-
-Key = tuple[int, int]
-"""Epoch and index of a picture."""
 
 
 class Pairs(NamedTuple):
@@ -183,60 +178,14 @@ def _other_names(names: Sequence[str], seed: int) -> tuple[str, ...]:
     return tuple(names[index] for index in other)
 
 
-def batch_size(wanted: int, pictures: int, processes: int) -> int:
-    """Pictures in a batch over all processes: `wanted`, or all there are where that is fewer.
-
-    Raises SettingError when it cannot be dealt out evenly to the processes.
-    """
-    batch = min(wanted, pictures)
-    if batch < processes:
-        raise SettingError(
-            f"a batch of {batch} is smaller than the {processes} processes: start fewer (--nproc-per-node), or take "
-            "more pictures in a batch (--set batch=…)"
-        )
-    if batch % processes and batch == wanted:
-        raise SettingError(
-            f"a batch of {batch} cannot be divided among {processes} processes: set batch to a multiple of {processes}"
-        )
-    batch -= batch % processes
-    if batch < wanted:
-        log.info("%d pictures are fewer than a batch of %d: each epoch is one batch of %d", pictures, wanted, batch)
-    return batch
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Which pictures make the batch of a step: without replacement within an epoch; a last, smaller batch is left out.
-
-    batch: pictures over all processes.
-    """
-
-    pictures: int
-    batch: int
-    seed: int
-
-    @property
-    def per_epoch(self) -> int:
-        return max(1, self.pictures // self.batch)
-
-    def keys(self, step: int) -> list[Key]:
-        """(epoch, index) of every picture of a step's batch."""
-        epoch, position = divmod(step, self.per_epoch)
-        order = generator(_ORDER, self.seed, epoch).permutation(self.pictures)
-        return [(epoch, int(index)) for index in order[position * self.batch : (position + 1) * self.batch]]
-
-
-class PairSet(Dataset[Any]):
-    """Pairs by key; errors about the data are handed over as values, since a worker would wrap them in a traceback."""
+class PairSet:
+    """Pairs by key."""
 
     def __init__(self, pictures: Pictures, augment: Augmentation, masks: MaskSettings, seed: int) -> None:
         self._pictures, self._augment, self._masks, self._seed = pictures, augment, masks, seed
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[Any], ...] | InputError:
-        try:
-            return self.pair(*key)
-        except InputError as error:
-            return error
+    def __call__(self, key: Key) -> tuple[NDArray[Any], ...]:
+        return self.pair(*key)
 
     def pair(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
         """Query and its mask, key and its mask: uint8 (S, S, 3) and bool (S, S).
@@ -262,49 +211,11 @@ class PairSet(Dataset[Any]):
         )
 
 
-class _Steps(Sampler[list[Key]]):
-    """The keys of this process, step by step."""
-
-    def __init__(self, batches: Batches, steps: Iterable[int]) -> None:
-        self._batches, self._steps = batches, steps
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        rank, world = distributed.rank(), distributed.world()
-        for step in self._steps:
-            keys = self._batches.keys(step)
-            share = len(keys) // world
-            yield keys[rank * share : (rank + 1) * share]
-
-
 def loader(pairs: PairSet, batches: Batches, steps: range, *, workers: int, pin: bool) -> Iterator[Pairs]:
-    """The batches of some steps, this process's share of each; the workers are started at once.
-
-    Iterating raises InputError where a picture or mask cannot be read.
-    """
-    batched = DataLoader(
-        pairs,
-        batch_sampler=_Steps(batches, steps),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        prefetch_factor=_PREFETCH if workers else None,
-        generator=torch.Generator(),
-    )
-    return _checked(iter(batched) if steps else iter(()))
+    """The batches of some steps, this process's share of each (see `bench.batches.fetch`)."""
+    return fetch(pairs, batches, steps, collate=_collate, workers=workers, pin=pin)
 
 
-def _checked(items: Iterator[Pairs | InputError]) -> Iterator[Pairs]:
-    for item in items:
-        if isinstance(item, InputError):
-            raise item
-        yield item
-
-
-def _collate(samples: Sequence[tuple[NDArray[Any], ...] | InputError]) -> Pairs | InputError:
-    columns: list[tuple[NDArray[Any], ...]] = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        columns.append(sample)
-    query, query_mask, key, key_mask = (torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True))
+def _collate(samples: Sequence[tuple[NDArray[Any], ...]]) -> Pairs:
+    query, query_mask, key, key_mask = (torch.from_numpy(np.stack(column)) for column in zip(*samples, strict=True))
     return Pairs(query.permute(0, 3, 1, 2), query_mask, key.permute(0, 3, 1, 2), key_mask)

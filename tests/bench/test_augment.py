@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from bench.augment import Augmentation, View, draw_view, generator, view_mask, view_picture
+from bench.augment import Augmentation, View, draw_view, view_mask, view_picture
+from bench.batches import generator
 from bench.errors import SettingError
 
 

@@ -12,12 +12,13 @@ from PIL import Image
 
 from bench import registry
 from bench.augment import Augmentation
+from bench.batches import Batches, batch_size
 from bench.datasets import FolderDataset
 from bench.errors import CheckpointError, DatasetError, DownloadError, SettingError
 from bench.networks.maskcontrast import MaskContrastNetwork
 from bench.panels import colours_of, panel
 from bench.produce import init_body
-from bench.producers._pairs import Batches, PairSet, Pictures, batch_size, loader
+from bench.producers._pairs import PairSet, Pictures, loader
 from bench.producers.maskcontrast import CARD, MaskContrastSettings, MaskSettings
 from bench.records import Source
 
