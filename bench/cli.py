@@ -193,6 +193,31 @@ def train(
         _print(str(folder))
 
 
+@app.command()
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
+    method: Annotated[str, typer.Option(help="NAME[@CHECKPOINT], timm:NAME or file.py:factory")],
+    row: Annotated[str | None, typer.Option(help="paint by this finished row: its key, or the beginning of it")] = None,
+    clusters: Annotated[int | None, typer.Option(help="paint by K-means with this K on the pictures given")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of maps [default: a new one below results/runs]")] = None,
+    size: Annotated[str | None, typer.Option(help="network input: native, N (stretched to N×N) or HxW")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="[owner.]key=value, with --clusters")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of K-means")] = 0,
+    device: Device = "auto",
+    results: Results = None,
+    cache_folder: CacheFolder = None,
+) -> None:
+    """Coloured maps of any pictures; prints their folder."""
+    from bench.predict import PredictRequest
+    from bench.predict import predict as paint
+
+    _print(str(paint(PredictRequest(
+        method=method, pictures=tuple(pictures), row=row, clusters=clusters, output=output, size=size,
+        overrides=tuple(set_ or ()), seed=seed, device=device, results=results or paths.results_root(),
+        cache=cache_folder or paths.cache_root(),
+    ))))  # fmt: skip
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help="methods, protocols, datasets, producers, checkpoints or presets")],

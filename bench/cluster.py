@@ -131,6 +131,13 @@ class Reduction:
         kept: dict[str, NDArray[Any]] = {name: array for name, array in named.items() if array is not None}
         return kept | {"explained": np.array([self.explained])}
 
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, l2: bool) -> Reduction:
+        """The reduction whose `arrays` were kept; l2: as `normalize` was."""
+        components = arrays.get("components")
+        rank = len(arrays["mean"]) if components is None else components.shape[1]
+        return cls(arrays["mean"], arrays.get("scale"), components, rank, float(arrays["explained"][0]), l2)
+
     def apply(self, block: Floats) -> Floats:
         """float32 (n, D) -> float32 (n, d)."""
         rows = (normalize_l2(block) if self.l2 else block) - self.mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.objects import Objects
     from bench.settings import ObjectSettings
 
-__all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Scope", "Variant", "Work"]
+__all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Painting", "Scope", "Variant", "Work"]
 
 
 @runtime_checkable
@@ -179,6 +179,20 @@ class Outcome:
     facts: dict[str, float] = field(default_factory=dict)
     matched: NDArray[np.integer[Any]] | None = None
     among: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painting:
+    """Which id every pixel of some pictures has, in one of three forms.
+
+    cells: one (h, w) map of ids per picture. objects: (N,) the id of each picture's object. pixels: one (H, W) map of
+    ids per picture at its own size. around: the id of what is not foreground; None where the foreground is not asked.
+    """
+
+    cells: Sequence[NDArray[np.integer[Any]]] | None = None
+    objects: NDArray[np.integer[Any]] | None = None
+    pixels: Iterable[NDArray[np.integer[Any]]] | None = None
+    around: int | None = None
 
 
 class Work(Protocol):

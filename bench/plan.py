@@ -128,8 +128,11 @@ def parse_method(spec: str) -> _Method:
     return _Method(spec, card, argument, checkpoint or None)
 
 
-def make_plan(request: Request, *, fetch: bool = True) -> Plan:
-    """Settle names, presets, settings, data set and weights; fetches released weights unless told not to."""
+def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None = None) -> Plan:
+    """Settle names, presets, settings, data set and weights; fetches released weights unless told not to.
+
+    dataset: one that is open already; by default the one that the request names is opened.
+    """
     from bench.datasets import open_dataset
     from bench.foregrounds import check_masks
 
@@ -139,7 +142,7 @@ def make_plan(request: Request, *, fetch: bool = True) -> Plan:
     _check_owners(overrides, methods, [card for card, _ in protocol_cards])
     if request.size is not None:
         parse_size(request.size)
-    dataset = open_dataset(request.dataset)
+    dataset = dataset or open_dataset(request.dataset)
     split = request.split or dataset.eval_split
     if request.split is None and split != "val":
         log.info("%s: its split %s is scored; choose another with --split", dataset.name, split)

@@ -1,8 +1,8 @@
-"""Label maps of a row's first seed, at each picture's own size, as palette PNGs."""
+"""Which id every pixel of a picture has, and label maps of them as palette PNGs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.contracts import Painting
 from bench.errors import InternalError, StorageError
 from bench.features import SplitMaps
 from bench.images import write_label
@@ -18,7 +19,7 @@ from bench.settings import ObjectSettings
 from bench.store import Row, Store
 from bench.work import MethodWork
 
-__all__ = ["save"]
+__all__ = ["arrays_of", "classes_of", "paint", "save", "write"]
 
 
 def save(row: Row, store: Store, work: MethodWork, settings: Any) -> Path:
@@ -28,40 +29,91 @@ def save(row: Row, store: Store, work: MethodWork, settings: Any) -> Path:
     """
     if row.path is None:
         raise InternalError("predictions are written for rows that were saved")
-    arrays = store.arrays(row)
-    match = np.array(row.per_seed[0]["scores"][row.headline["rule"]]["match"])
-    classes = np.where(match < 0, IGNORE, match).astype(np.uint8)
     folder = row.path.parent / f"{row.path.stem}-predictions"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"predictions cannot be written to {folder} ({error}): choose another --results") from error
-    maps = work.maps("eval")
-    seed = row.per_seed[0]["seed"]
-    around = arrays.get(f"seed{seed}_around")
-    painted = _cells(arrays, maps) if "assignments" in arrays else iter(arrays[f"seed{seed}_objects"])
-    if around is not None:
-        painted = _inside(painted, around, work, settings)
-    for name, ids in zip(maps.names, painted, strict=True):
-        write_label(folder / f"{name}.png", classes[ids])
+    painting = _painting(arrays_of(row, store), work.maps("eval"))
+    write(folder, work, painting, settings, classes_of(row), fix="choose another --results")
     return folder
 
 
-def _cells(arrays: Mapping[str, NDArray[Any]], maps: SplitMaps) -> Iterator[NDArray[np.integer[Any]]]:
-    """Cluster ids of every pixel, from those of the cells."""
-    ends = np.cumsum([h * w for h, w in maps.grids])
-    for index, ids in enumerate(np.split(arrays["assignments"], ends[:-1])):
-        rows, columns = maps.cells(index)
-        yield ids.reshape(maps.grids[index])[rows[:, None], columns[None, :]]
-
-
-def _inside(
-    ids: Iterator[NDArray[np.integer[Any]]],
-    around: NDArray[np.integer[Any]],
+def write(
+    folder: Path,
     work: MethodWork,
-    settings: ObjectSettings,
-) -> Iterator[NDArray[np.integer[Any]]]:
-    """The ids of every picture (one, or of each pixel) inside its foreground, and another one around it."""
-    how = replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
+    painting: Painting,
+    settings: Any,
+    classes: NDArray[np.uint8],
+    *,
+    fix: str,
+    palette: NDArray[np.uint8] | None = None,
+) -> None:
+    """Write a palette PNG of every scored picture, at its own size.
+
+    classes: uint8, what stands in the file for each id. palette: uint8 (256, 3), VOC's when not given. fix: what to do
+    when the folder cannot be written (StorageError).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"predictions cannot be written to {folder} ({error}): {fix}") from error
+    for name, ids in zip(work.maps("eval").names, paint(work, painting, settings), strict=True):
+        write_label(folder / f"{name}.png", classes[ids], palette)
+
+
+def classes_of(row: Row) -> NDArray[np.uint8]:
+    """The class of each cluster of the row's first seed by its headline rule, 255 for those that no class took."""
+    match = np.array(row.per_seed[0]["scores"][row.headline["rule"]]["match"])
+    return np.where(match < 0, IGNORE, match).astype(np.uint8)
+
+
+def arrays_of(row: Row, store: Store) -> Mapping[str, NDArray[Any]]:
+    """The arrays beside a row: those of its first seed under their own names, and the shared ones."""
+    stored, prefix = store.arrays(row), f"seed{row.per_seed[0]['seed']}_"
+    names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
+    names |= {name: name for name in stored if not name.startswith("seed")}
+    return _Renamed(stored, names)
+
+
+class _Renamed(Mapping[str, Any]):
+    """A mapping under other names; nothing is read before it is asked for."""
+
+    def __init__(self, stored: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self._stored, self._names = stored, names
+
+    def __getitem__(self, name: str) -> Any:
+        return self._stored[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def paint(work: MethodWork, painting: Painting, settings: Any) -> Iterator[NDArray[np.integer[Any]]]:
+    """The ids of every pixel (H, W) of each scored picture; settings: those the painting was made with."""
+    if painting.pixels is not None:
+        yield from painting.pixels
+        return
+    ids = iter(painting.objects) if painting.objects is not None else _of_cells(painting.cells or (), work.maps("eval"))
+    if painting.around is None:
+        yield from ids
+        return
+    how: ObjectSettings = replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
     for own, mask in zip(ids, work.masks(how), strict=True):
-        yield np.where(mask, own, around)
+        yield np.where(mask, own, painting.around)
+
+
+def _painting(arrays: Mapping[str, NDArray[Any]], maps: SplitMaps) -> Painting:
+    """What a row's arrays say of the pictures that it scored."""
+    around = int(arrays["around"]) if "around" in arrays else None
+    if "assignments" not in arrays:
+        return Painting(objects=arrays["objects"], around=around)
+    ends = np.cumsum([h * w for h, w in maps.grids])
+    blocks = zip(np.split(arrays["assignments"], ends[:-1]), maps.grids, strict=True)
+    return Painting(cells=[ids.reshape(grid) for ids, grid in blocks], around=around)
+
+
+def _of_cells(cells: Sequence[NDArray[np.integer[Any]]], maps: SplitMaps) -> Iterator[NDArray[np.integer[Any]]]:
+    """Ids of every pixel, from those of the cells (h, w)."""
+    for index, ids in enumerate(cells):
+        rows, columns = maps.cells(index)
+        yield ids[rows[:, None], columns[None, :]]

@@ -236,6 +236,9 @@ class ProtocolCard:
     headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
         expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find
         rows that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
+    predict: "module:function", called as predict(work, settings, arrays) -> Painting of the scored split's pictures:
+        what a finished row says of pictures it has not seen. arrays: those kept beside the row for one seed, and the
+        shared ones. "" = its rows cannot be used on other pictures.
     """
 
     name: str
@@ -248,6 +251,7 @@ class ProtocolCard:
     seeded: bool = True
     headline: str = ""
     expand: str = ""
+    predict: str = ""
     version: int = 1
     paper: str = ""
 

@@ -162,7 +162,7 @@ def _as_type(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _as_one_of(value, arguments)
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else (value,)
         return tuple(_as_type(item, arguments[0]) for item in items if item != "")
     if hint is bool:
         known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -133,6 +133,7 @@ class MethodWork:
 
     def __init__(self, session: Session, job: Job, built: Built, inputs: InputSettings) -> None:
         self._session, self._job, self._built, self._inputs = session, job, built, inputs
+        self.method_name = job.name
         self.tap = inputs.tap or built.adapter.default_tap
         if self.tap not in built.adapter.taps:
             known = ", ".join(built.adapter.taps)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Maps, Outcome, Work
+from bench.contracts import Maps, Outcome, Painting, Work
 from bench.distinct import Gatherer
 from bench.errors import SettingError
 from bench.settings import ObjectSettings, mask_set
@@ -23,7 +23,7 @@ from ._settings import ClusterSettings, settle
 if TYPE_CHECKING:
     from bench.cluster import KMeansResult, Reduction
 
-__all__ = ["cluster_vectors", "fit_reduction", "run"]
+__all__ = ["cluster_vectors", "fit_reduction", "predict", "run"]
 
 
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
@@ -79,6 +79,33 @@ def _run_foreground(work: Work, settings: ClusterSettings, seed: int) -> Outcome
     outcome.arrays["around"] = np.array(0, np.int32)
     outcome.notes = (note, *outcome.notes)
     return outcome
+
+
+def predict(work: Work, settings: ClusterSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:
+    """The clusters of a finished row on other pictures: each cell or object takes the nearest centroid."""
+    from bench import cluster
+
+    settings = settle(settings, work.foreground)
+    reduction = cluster.Reduction.of_arrays(arrays, l2=settings.normalize == "l2") if "mean" in arrays else None
+    centroids, inside = arrays.get("centroids"), settings.background == "saliency"
+    around = 0 if inside else None
+
+    def nearest(block: NDArray[np.float32]) -> NDArray[np.int32]:
+        if centroids is None:
+            return np.zeros(len(block), np.int32)
+        vectors = reduced_block(block, reduction, settings)
+        return np.add(cluster.assign(vectors, centroids, settings.engine, work.device), int(inside), dtype=np.int32)
+
+    if settings.unit == "object":
+        objects = work.objects("eval", settings, labels=False)
+        ids = np.zeros(len(objects.found), np.int32)
+        if objects.found.any():
+            ids[objects.found] = nearest(objects.vectors[objects.found])
+        return Painting(objects=ids, around=around)
+    maps = work.maps("eval")
+    return Painting(
+        cells=[nearest(block).reshape(grid) for block, grid in zip(maps, maps.grids, strict=True)], around=around
+    )
 
 
 def _splits(settings: ClusterSettings) -> tuple[str, ...]:

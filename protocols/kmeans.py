@@ -24,6 +24,7 @@ CARD = ProtocolCard(
     presets=PRESETS,
     headline="one_to_one_iou",
     expand="bench.protocols.kmeans:expand",
+    predict="bench.protocols._clustering:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
 )
 

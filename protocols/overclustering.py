@@ -39,6 +39,7 @@ CARD = ProtocolCard(
     presets=PRESETS,
     headline="many_to_one_iou",
     expand="bench.protocols.overclustering:expand",
+    predict="bench.protocols._clustering:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
 )
 

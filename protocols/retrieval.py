@@ -8,18 +8,19 @@ the key of largest cosine, the rest is background. Nothing is matched: ids are c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Outcome, Work
+from bench.contracts import Outcome, Painting, Work
 from bench.errors import SettingError
 from bench.records import Choice, Preset, ProtocolCard, Source
 from bench.settings import ObjectSettings, setting
 
-__all__ = ["CARD", "SEVEN", "RetrievalSettings", "run"]
+__all__ = ["CARD", "SEVEN", "RetrievalSettings", "predict", "run"]
 
 SEVEN = ("aeroplane", "bottle", "bus", "car", "cat", "cow", "person")
 """The classes of the 7-class variant."""
@@ -81,6 +82,7 @@ CARD = ProtocolCard(
     needs_objects=True,
     seeded=False,
     headline="as_predicted",
+    predict="bench.protocols.retrieval:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), arXiv 2102.06191",
 )
 
@@ -95,7 +97,7 @@ def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
     from ._objects import painted, pooled
 
     counted = _counted(work, settings)
-    how = dataclasses.replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
+    how = _settled(settings)
     memory, queries = work.objects("train", how), work.objects("eval", how)
     kept = counted if work.background is None else (*counted, work.background)
     labels = majority(_restricted(memory.tables[:, 1], kept), work.background)
@@ -118,6 +120,22 @@ def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
         matched=np.array([*range(work.classes), -1][:clusters], np.int64),
         among=counted if settings.classes == "seven" else (),
     )
+
+
+def predict(work: Work, settings: RetrievalSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:
+    """The memory of a finished row, asked for other pictures."""
+    from bench.objects import nearest
+
+    queries, around = work.objects("eval", _settled(settings), labels=False), int(arrays["around"])
+    ids = np.full(len(queries.found), around, np.int32)
+    if queries.found.any() and len(arrays["keys"]):
+        ids[queries.found] = arrays["key_labels"][nearest(queries.vectors[queries.found], arrays["keys"])]
+    return Painting(objects=ids, around=around)
+
+
+def _settled(settings: RetrievalSettings) -> RetrievalSettings:
+    """`auto` is the method's own foreground: there must be one."""
+    return dataclasses.replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
 
 
 def _counted(work: Work, settings: RetrievalSettings) -> tuple[int, ...]:

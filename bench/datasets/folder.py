@@ -236,7 +236,7 @@ class FolderDataset:
 
     def fingerprint(self, names: Sequence[str], *, labels: bool) -> str:
         """SHA-256 over the content of the pictures' (and, if asked, labels') files and their names, hex."""
-        return _fingerprint(
+        return fingerprint_files(
             (name, (self.picture_path(name), self.label_path(name)) if labels else (self.picture_path(name),))
             for name in names
         )
@@ -244,7 +244,7 @@ class FolderDataset:
     def mask_fingerprint(self, names: Sequence[str], mask_set: str) -> str:
         """SHA-256 over the content of the mask files of a set and the names of their pictures, hex."""
         found = ((name, self._find_mask(name, mask_set)) for name in names)
-        return _fingerprint((name, (path,) if path else ()) for name, path in found)
+        return fingerprint_files((name, (path,) if path else ()) for name, path in found)
 
     def check(self, split: str, limit: int | None = None) -> Iterator[str]:
         """Open every picture, label map and mask of a split for real (the first `limit`); one line per problem.
@@ -286,7 +286,7 @@ class FolderDataset:
 
     @cached_property
     def _pictures(self) -> dict[str, tuple[Path, ...]]:
-        return _index_pictures(self._layout.pictures)
+        return index_pictures(self._layout.pictures)
 
     def _read_names(self, split: str) -> tuple[str, ...]:
         if split not in self.splits():
@@ -393,7 +393,7 @@ def _has_pictures(folder: Path) -> bool:
     return next(_picture_files(folder), None) is not None
 
 
-def _index_pictures(folder: Path) -> dict[str, tuple[Path, ...]]:
+def index_pictures(folder: Path) -> dict[str, tuple[Path, ...]]:
     found: dict[str, tuple[Path, ...]] = {}
     for name in sorted(_picture_files(folder)):
         path = folder / name
@@ -422,7 +422,7 @@ def _highest(label: NDArray[np.uint8]) -> int:
     return int(scored.max()) if scored.size else -1
 
 
-def _fingerprint(files: Iterable[tuple[str, tuple[Path, ...]]]) -> str:
+def fingerprint_files(files: Iterable[tuple[str, tuple[Path, ...]]]) -> str:
     """SHA-256 over (name, SHA-256 of each file) in order, hex."""
     listed = list(files)
     total = hashlib.sha256()
