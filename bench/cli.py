@@ -175,6 +175,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="steps instead of the preset's")] = None,
     output: Annotated[Path | None, typer.Option(help="run folder [default: a new one below results/runs]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    export: Annotated[str | None, typer.Option(help="write the checkpoint for other code too: reference")] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
     seed: Annotated[int, typer.Option(min=0, help="of weights, order and views")] = 0,
@@ -186,8 +187,8 @@ def train(
 
     folder = produce(TrainRequest(
         producer=producer, dataset=dataset, masks=masks, preset=preset, init=init, overrides=tuple(set_ or ()),
-        steps=steps, output=output, resume=resume, device=device, precision=precision, seed=seed, workers=workers,
-        wandb=wandb,
+        steps=steps, output=output, resume=resume, export=export, device=device, precision=precision, seed=seed,
+        workers=workers, wandb=wandb,
     ))  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         _print(str(folder))

@@ -48,6 +48,7 @@ class TrainRequest:
     steps: int | None = None
     output: Path | None = None
     resume: bool = False
+    export: str | None = None
     device: str = "auto"
     precision: str = "fp32"
     seed: int = 0
@@ -61,6 +62,7 @@ class Order:
 
     settings: an instance of the card's `settings`. dataset_spec: how the data set was named. device: of this process.
     workers: processes that make batches, for each training process. output: None = a new folder below the results.
+    export: one of the card's, None for none.
     """
 
     card: ProducerCard
@@ -74,6 +76,7 @@ class Order:
     workers: int
     output: Path | None
     resume: bool
+    export: str | None
     wandb: bool
 
     def open(self, facts: Mapping[str, Any]) -> tuple[RunFolder, dict[str, Any]]:
@@ -115,6 +118,9 @@ def produce(request: TrainRequest) -> Path:
     card: ProducerCard = registry.card("producers", request.producer)
     if request.precision not in ("fp32", "bf16"):
         raise SettingError(f"--precision {request.precision} does not fit: expected fp32 or bf16")
+    if request.export is not None and request.export not in card.exports:
+        known = f"expected {' or '.join(card.exports)}" if card.exports else f"{card.name} has none"
+        raise SettingError(f"--export {request.export} is no layout of checkpoints here: {known}")
     spec = request.dataset or default_dataset()
     with _processes(request.device) as device:
         dataset: FolderDataset = _on_rank_0(lambda: open_dataset(spec))
@@ -132,6 +138,7 @@ def produce(request: TrainRequest) -> Path:
             seed=request.seed,
             output=request.output,
             resume=request.resume,
+            export=request.export,
             workers=request.workers if request.workers >= 0 else usual,
             wandb=request.wandb,
         )

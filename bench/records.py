@@ -258,11 +258,15 @@ class ProtocolCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerCard:
-    """The facts of a producer: something that trains a checkpoint."""
+    """The facts of a producer: something that trains a checkpoint.
+
+    exports: other layouts than the harness's own in which it can write the last checkpoint (`--export`).
+    """
 
     name: str
     summary: str
     run: str
     settings: type
     presets: tuple[Preset, ...]
+    exports: tuple[str, ...] = ()
     paper: str = ""

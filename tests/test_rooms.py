@@ -34,7 +34,7 @@ LAYERS = [
     {"predictions"},
     {"evaluate"},
     {"price", "doctor", "predict", "produce"},
-    {"producers", "producers.maskcontrast", "producers._maskcontrast", "producers._pairs"},
+    {"producers", "producers.maskcontrast", "producers._maskcontrast", "producers._export", "producers._pairs"},
     {"cli"},
     {"__main__"},
 ]

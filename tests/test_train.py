@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import cli
+from bench import cli, registry, weights
+from bench.adapters.maskcontrast import CARD
 from bench.checkpoints import read_checkpoint
+from bench.records import AdapterRequest
 
+KEYS = Path(__file__).parent / "golden" / "maskcontrast_resnet50_keys.txt"
 TINY = (
     "batch=4", "queue=8", "augment.size=32", "run.log_every=2", "run.save_every=2", "run.panel_every=4", "warmup=0",
 )  # fmt: skip
@@ -59,8 +63,12 @@ def words(data: Path, output: Path, *more: object, steps: int = 6) -> list[objec
     return [*base, *changes, *more]
 
 
+def checkpoint_path(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step}.pt"
+
+
 def checkpoint(output: Path, step: int) -> dict:
-    return read_checkpoint(output / "checkpoints" / f"step-{step}.pt")
+    return read_checkpoint(checkpoint_path(output, step))
 
 
 def same_bits(first: Any, second: Any) -> bool:
@@ -310,4 +318,34 @@ def test_more_processes_than_pictures_is_one_line(data, tmp_path):
     done = launched(2, "-m", "bench", *words(data, tmp_path / "run", "--set", "batch=1", "--set", "queue=2"))
     assert done.returncode != 0
     assert "bench: a batch of 1 is smaller than the 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_reads_what_is_exported(bench, data, tmp_path):
+    """Keys, order and shapes of the released file, in the format of old torch; the adapter gives the run's maps."""
+    changes = ("arch=resnet50", "queue=128", "optimizer=sgd")
+    chosen = [word for change in changes for word in ("--set", change)]
+    status, _, err = bench(*words(data, tmp_path / "run", *chosen, "--export", "reference", steps=1))
+    assert status == 0, err
+    exported = tmp_path / "run" / "reference.pth.tar"
+    assert not zipfile.is_zipfile(exported)
+    held = torch.load(exported, weights_only=True)
+    keys = [f"{name} {tuple(tensor.shape)}" for name, tensor in held["model"].items()]
+    assert keys == KEYS.read_text().splitlines()
+    assert (held["epoch"], set(held)) == (0, {"model", "optimizer", "epoch"})
+    pictures = torch.rand(1, 3, 64, 64)
+    seen = []
+    for path in (exported, checkpoint_path(tmp_path / "run", 1)):
+        request = AdapterRequest(
+            card=CARD, checkpoint=weights.resolve(CARD, str(path), weights_dir=tmp_path), options=CARD.options()
+        )
+        seen.append(registry.load(CARD.factory)(request).eval()(pictures, ["embedding", "saliency"]))
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+
+
+def test_what_cannot_be_exported_is_said_before_any_work(bench, data, tmp_path):
+    status, _, err = bench(*words(data, tmp_path / "run", "--export", "reference"))
+    assert (status, "--export reference is for arch=resnet50" in err) == (2, True)
+    status, _, err = bench(*words(data, tmp_path / "run", "--export", "onnx"))
+    assert (status, "expected reference" in err) == (2, True)
     assert not (tmp_path / "run").exists()

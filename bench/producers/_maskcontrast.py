@@ -27,6 +27,7 @@ from bench.runs import RunFolder
 from bench.trainer import Course, Report, Schedule, Shelf, poly, train
 from bench.weights import seeded
 
+from ._export import check_reference, export_reference
 from ._pairs import Pairs, PairSet, Pictures, loader
 from .maskcontrast import MaskContrastSettings
 
@@ -43,6 +44,8 @@ def run(order: Order) -> Path:
     settings: MaskContrastSettings = order.settings
     if order.wandb:
         require_wandb()
+    if order.export:
+        check_reference(settings)
     split = settings.split or ("trainaug" if "trainaug" in order.dataset.splits() else order.dataset.train_split)
     pictures = Pictures.find(order.dataset, split, settings.masks, order.seed)
     count = len(pictures.names)
@@ -67,6 +70,10 @@ def run(order: Order) -> Path:
     })  # fmt: skip
     log.info("run folder: %s", folder.path)
     report = _train(order, model, pictures, batches, folder, record)
+    if order.export and not distributed.rank():
+        target = folder.path / "reference.pth.tar"
+        export_reference(folder.checkpoints / f"step-{steps}.pt", target, batches.per_epoch)
+        log.info("for the reference code: %s", target)
     _sum_up(order, folder, steps, report)
     return folder.path
 

@@ -220,6 +220,7 @@ CARD = ProducerCard(
     run="bench.producers._maskcontrast:run",
     settings=MaskContrastSettings,
     presets=(SMALL, PAPER, RELEASED_SUPERVISED, RELEASED_UNSUPERVISED),
+    exports=("reference",),
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals, ICCV 2021, arXiv 2102.06191",
 )
 """`small` comes first: it is what data sets without a preset of their own are trained with."""
