@@ -84,6 +84,7 @@ CARD = MethodCard(
     options=MaskContrastOptions,
     taps=("layer1", "layer2", "layer3", "layer4", "decoder", "embedding", "saliency"),
     default_tap="embedding",
+    probe_tap="decoder",
     notes=(
         "K-means and retrieval read the embedding (32-d, not normalised), the linear probe of the paper the decoder "
         "(256-d). An untrained network is in eval mode: its batch norm has mean 0 and variance 1. `small` has no "

@@ -10,6 +10,7 @@ Howard (arXiv 1312.5402), in the form that torchvision gave them and that MaskCo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from PIL import Image, ImageEnhance
 from bench.errors import SettingError
 from bench.settings import setting
 
-__all__ = ["Augmentation", "View", "draw_view", "view_mask", "view_picture"]
+__all__ = ["Augmentation", "View", "draw_box", "draw_view", "view_mask", "view_picture"]
 
 T = TypeVar("T", np.uint8, np.bool_)
 
@@ -69,7 +70,7 @@ class View:
 
 def draw_view(recipe: Augmentation, size: tuple[int, int], rng: np.random.Generator) -> View:
     """Draw a view of a picture of `size` (H, W)."""
-    box = _draw_box(recipe, size, rng)
+    box = draw_box(size, recipe.area, recipe.ratio, rng)
     jitter = _draw_jitter(recipe, rng) if rng.random() < recipe.jitter else ()
     return View(box, jitter=jitter, grey=bool(rng.random() < recipe.grey), flip=bool(rng.random() < recipe.flip))
 
@@ -100,18 +101,24 @@ def _mirrored(array: NDArray[T], flip: bool) -> NDArray[T]:
     return np.ascontiguousarray(array[:, ::-1]) if flip else array
 
 
-def _draw_box(recipe: Augmentation, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box of random area and log-uniform aspect ratio; after ten that do not fit, a large central one."""
+def draw_box(
+    size: tuple[int, int], area: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) in a picture of `size` (H, W), of random area and log-uniform width / height.
+
+    area: least and largest share of the picture. ratio: least and largest width / height. After ten boxes that do not
+    fit, a large central one.
+    """
     height, width = size
-    low, high = recipe.ratio
+    low, high = ratio
     for _ in range(_CROP_TRIES):
-        area = height * width * rng.uniform(recipe.area[0], recipe.area[1])
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        share = height * width * rng.uniform(area[0], area[1])
+        drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(share * drawn)), round(math.sqrt(share / drawn))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    ratio = min(max(width / height, low), high)
-    w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+    nearest = min(max(width / height, low), high)
+    w, h = min(width, max(1, round(height * nearest))), min(height, max(1, round(width / nearest)))
     return (width - w) // 2, (height - h) // 2, w, h
 
 

@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bench import distributed
+from bench.contracts import Key
 from bench.errors import InputError, SettingError
 
-__all__ = ["Batches", "Key", "batch_size", "fetch", "generator"]
+__all__ = ["Batches", "Key", "batch_size", "fetch", "generator", "per_epoch"]
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ _PREFETCH = 4
 
 S = TypeVar("S")
 B = TypeVar("B")
-
-Key = tuple[int, int]
-"""Epoch and index of a sample."""
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -61,20 +59,33 @@ def batch_size(wanted: int, pictures: int, processes: int) -> int:
     return batch
 
 
+def per_epoch(pictures: int, batch: int, drop_last: bool) -> int:
+    """Steps an epoch; a train split smaller than a batch is one batch.
+
+    drop_last: a last, smaller batch is left out where a full one precedes it; one with fewer pictures than there are
+    processes always is.
+    """
+    full, rest = divmod(pictures, batch)
+    return max(1, full + (not drop_last and rest >= distributed.world()))
+
+
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Which samples make the batch of a step: without replacement within an epoch; a last, smaller batch is left out.
+    """Which samples make the batch of a step: without replacement within an epoch.
 
-    batch: pictures over all processes.
+    batch: pictures over all processes. drop_last: a last, smaller batch is left out where a full one precedes it; one
+    with fewer pictures than processes always is.
     """
 
     pictures: int
     batch: int
     seed: int
+    drop_last: bool = True
 
     @property
     def per_epoch(self) -> int:
-        return max(1, self.pictures // self.batch)
+        """Steps an epoch."""
+        return per_epoch(self.pictures, self.batch, self.drop_last)
 
     def keys(self, step: int) -> list[Key]:
         """(epoch, index) of every picture of a step's batch."""
@@ -106,8 +117,7 @@ class _Steps(Sampler[list[Key]]):
         rank, world = distributed.rank(), distributed.world()
         for step in self._steps:
             keys = self._batches.keys(step)
-            share = len(keys) // world
-            yield keys[rank * share : (rank + 1) * share]
+            yield keys[rank * len(keys) // world : (rank + 1) * len(keys) // world]
 
 
 class _Collate:

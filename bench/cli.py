@@ -93,7 +93,7 @@ def eval(
     checkpoint: Annotated[str | None, typer.Option(help="released name, file or `random`, for the one method")] = None,
     preset: Annotated[str | None, typer.Option(help="preset of every protocol without its own")] = None,
     clusters: Annotated[str | None, typer.Option(help="every K of overclustering, e.g. 21,50,100")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 5,
+    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds [default: the protocol's]")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="the first seed")] = 0,
     size: Annotated[str | None, typer.Option(help="network input: native, N (stretched to N×N) or HxW")] = None,
     batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: by pixels]")] = 0,

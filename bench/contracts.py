@@ -1,4 +1,4 @@
-"""What an adapter, a data set and a protocol must offer. `bench.testing` checks these promises."""
+"""What an adapter, a data set, a protocol and a learner must offer. `bench.testing` checks these promises."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,31 @@ from bench.records import Tap
 if TYPE_CHECKING:
     import torch
 
+    from bench.dense import Axis
     from bench.metrics import Counts
     from bench.objects import Objects
     from bench.settings import ObjectSettings
 
-__all__ = ["Adapter", "Dataset", "Maps", "Outcome", "Painting", "Scope", "Variant", "Work"]
+__all__ = [
+    "Adapter",
+    "Dataset",
+    "Examples",
+    "Held",
+    "Key",
+    "Learner",
+    "Lessons",
+    "Maps",
+    "Outcome",
+    "Painting",
+    "Scope",
+    "Scores",
+    "Variant",
+    "VectorStream",
+    "Work",
+]
+
+Key = tuple[int, int]
+"""Epoch and index of a sample."""
 
 
 @runtime_checkable
@@ -113,10 +133,10 @@ class Dataset(Protocol):
         ...
 
 
-class Maps(Protocol):
-    """The maps of one tap over one split: can be read again and again, in list order.
+class VectorStream(Protocol):
+    """Vectors of the pictures of one split: can be read again and again, in list order.
 
-    grids: (h, w) of every picture. channels: D. vectors: the sum of h·w.
+    grids: (h, w) of every picture. channels: D. vectors: how many there are.
     """
 
     names: tuple[str, ...]
@@ -126,8 +146,100 @@ class Maps(Protocol):
     key: str
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """One array (h·w, D) per picture, row-major over the grid, in list order."""
+        """One array (n, D) per picture, in list order."""
         ...
+
+
+class Maps(VectorStream, Protocol):
+    """The maps of some taps over one split, all cells of them, row-major: one array is (h·w, D).
+
+    What does not name a tap speaks of the first.
+    """
+
+    def together(self) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        """One array (h·w, D) of each tap per picture, from one pass."""
+        ...
+
+    def hold(self) -> Held:
+        """The same maps for reading in any order, computed once; StorageError where they do not fit."""
+        ...
+
+    def tap_of(self, which: int = 0) -> Tap:
+        """Facts of one of the taps."""
+        ...
+
+    def grid(self, index: int, which: int = 0) -> tuple[int, int]:
+        """(h, w) of a picture's map."""
+        ...
+
+    def axes(self, index: int, which: int = 0, *, at: Literal["label", "input"] = "label") -> tuple[Axis, Axis]:
+        """How the rows and the columns of a picture read the cells of its map, bilinearly.
+
+        at: the picture at its own size, or at that of the network's input before padding.
+        """
+        ...
+
+
+class Held(Protocol):
+    """Maps of a split that can be read in any order."""
+
+    def block(self, index: int, which: int = 0) -> NDArray[np.float32]:
+        """The map (h·w, D) of a picture and a tap."""
+        ...
+
+
+class Examples(Protocol):
+    """Pictures with their labels, readable in any order and in any process."""
+
+    names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Picture, uint8 RGB (H, W, 3), and label map, uint8 (H, W) with 255 = void."""
+        ...
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label map alone."""
+        ...
+
+
+class Learner(Protocol):
+    """What is trained by `bench.trainer.train`."""
+
+    def step(self, batch: Any) -> Mapping[str, torch.Tensor]:
+        """Leave the gradients of one batch in `.grad` and return figures, 0-d tensors; `loss` is among them.
+
+        The number format of its passes and the sums over processes are the learner's own: the gradients are equal on
+        all processes.
+        """
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """What a learner is taught within a protocol, and for how long.
+
+    make: the sample of a key; collate: the batch of several samples. Both are handed to worker processes, unless
+    `here`: what they read lies in memory or in a mapped file, and is put together in this process.
+    samples: how many there are. batch: samples a step, over all processes. drop_last: a last, smaller batch of an epoch
+    is left out where a full one precedes it. schedule: step -> what the learning rates are multiplied by.
+    architecture: what is trained, plain data. after_epoch: called with the number of epochs done.
+    """
+
+    make: Callable[[Key], Any]
+    collate: Callable[[Sequence[Any]], Any]
+    samples: int
+    batch: int
+    steps: int
+    schedule: Callable[[int], float]
+    architecture: Mapping[str, Any]
+    drop_last: bool = False
+    after_epoch: Callable[[int], None] | None = None
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +248,8 @@ class Scope:
 
     vectors: cells of all maps of the scored split; None while the method is not built yet.
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
-    background: the data set has a background class.
+    background: the data set has a background class. taps: names of the method's feature maps, () while it is not built.
+    train: pictures of the train split, None where it is not there.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
 
@@ -146,6 +259,8 @@ class Scope:
     pictures: int = 0
     foreground: bool | None = None
     background: bool = True
+    taps: tuple[str, ...] = ()
+    train: int | None = None
     explicit: frozenset[str] = frozenset()
 
 
@@ -166,7 +281,7 @@ class Outcome:
     arrays: whatever is worth keeping beside the row for this seed (centroids, heads).
     shared: the same for what does not depend on the seed (PCA); kept once.
     notes: sentences for the reader of the table ("K was cut from 50 to 40: …").
-    facts: numbers worth keeping per seed (inertia, iterations).
+    facts: what is worth keeping per seed: numbers, or numbers by name (inertia; the figures of every setting tried).
     matched: class of each cluster (-1 = none) where ids mean classes from the start: nothing is matched with the
         labels then, and the only rule is `as_predicted`. among: the classes that means are taken over; empty = all.
     """
@@ -176,7 +291,7 @@ class Outcome:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     shared: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     matched: NDArray[np.integer[Any]] | None = None
     among: tuple[int, ...] = ()
 
@@ -195,18 +310,82 @@ class Painting:
     around: int | None = None
 
 
+Scores = Sequence[tuple[int, "torch.Tensor"]]
+"""Of one picture: (number of the tap, scores (heads, classes, h, w)), for each tap that has heads."""
+
+
 class Work(Protocol):
     """What a protocol is handed: maps and labels, and the services it may use. No files, no devices of its own."""
 
     classes: int
     background: int | None
     device: str
+    precision: str
+    """`fp32`, or `bf16`: forward passes run under autocast."""
     class_names: tuple[str, ...]
     foreground: bool
     """The method gives a foreground of its own."""
+    taps: tuple[str, ...]
+    """The maps that were asked for, in order; there is one unless the protocol allows several."""
+    method_name: str
+    network: Adapter
+    """The method itself, in eval mode, without gradients: copy it before changing it."""
 
-    def maps(self, split: str = "eval") -> Maps:
-        """The maps of the scored split ("eval") or of the train split ("train")."""
+    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> Maps:
+        """The maps of the scored split ("eval") or of the train split ("train").
+
+        only: indices of some of its pictures; maps of a part are computed for every pass.
+        """
+        ...
+
+    def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> Maps:
+        """The maps of another network over a split, computed for every pass: what was trained is scored by them."""
+        ...
+
+    def examples(self, split: str = "train") -> Examples:
+        """Pictures and labels of the train split ("train") or of the scored one ("eval")."""
+        ...
+
+    def labels(self, split: str = "eval") -> Iterable[Sequence[NDArray[Any]]]:
+        """Per picture the pixels of each label in each cell of its map: (cell, label, pixels) of the non-zero entries.
+
+        cell: row-major over the grid. label: 0 … classes-1, and `classes` for void.
+        """
+        ...
+
+    def count_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> list[Counts]:
+        """Per-picture counts of maps of class scores of the scored split, one `Counts` per head.
+
+        scores: one entry per picture. Each map is brought to the picture's own size bilinearly, and a pixel is of the
+        class of largest score, the smaller one among equals. at: `input` decides at the size of the network's input,
+        and brings classes to the picture's size by nearest neighbour.
+        """
+        ...
+
+    def paint_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The class of every pixel (H, W) by the first head, decided as in `count_scores`."""
+        ...
+
+    def train(self, learner: Learner, optimizer: torch.optim.Optimizer, lessons: Lessons, seed: int) -> None:
+        """Teach a learner: the harness feeds it, watches it, keeps it, and goes on where a killed run was.
+
+        Raises InputError naming the step when its loss is not a number.
+        """
+        ...
+
+    def stored(self, key: str) -> Mapping[str, NDArray[Any]]:
+        """The arrays that a finished row's first seed kept; key: its key, or the beginning of it.
+
+        Raises UnknownNameError for a key that fits none or several, CheckpointError for a row of other weights.
+        """
+        ...
+
+    def keep_list(self, name: str, lines: Sequence[str]) -> None:
+        """Write a list of pictures into the folder of results, for people to use elsewhere."""
         ...
 
     def remember(

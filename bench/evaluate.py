@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench import metrics, predictions, registry
+from bench import fitting, metrics, predictions, registry
 from bench.cache import Cache
 from bench.clock import Clock, peak_memory
 from bench.contracts import Outcome, Variant
@@ -24,7 +24,7 @@ from bench.errors import DatasetError, SettingError
 from bench.features import Runtime, pick_device
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import track
-from bench.settings import InputSettings, mask_set
+from bench.settings import InputSettings, deciding, mask_set
 from bench.store import Row, Store, provenance, run_key
 from bench.work import Built, MethodWork, Session, build
 
@@ -40,7 +40,8 @@ def evaluate(plan: Plan) -> list[Row]:
         session.store.check_writable()
         _state_defaults(session)
         rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
-    _say_other_seeds(rows, plan.request.seeds)
+    if plan.request.seeds:
+        _say_other_seeds(rows, plan.request.seeds)
     return rows
 
 
@@ -52,13 +53,19 @@ def _say_other_seeds(rows: Sequence[Row], wanted: int) -> None:
 def _state_defaults(session: Session) -> None:
     """The first line of output: what was chosen where nothing was said."""
     plan, request, runtime = session.plan, session.plan.request, session.runtime
-    presets = ", ".join(f"{choice.card.name}:{choice.preset.name}" for choice in plan.jobs[0].protocols)
+    presets = ", ".join(_seeded_name(session, choice) for choice in plan.jobs[0].protocols)
     log.info(
-        "%s %s: %d pictures, %d classes; %s; seeds %d to %d; %s %s; rows in %s, cache in %s",
-        plan.dataset.name, plan.split, len(plan.names), len(plan.dataset.classes), presets, request.seed,
-        request.seed + request.seeds - 1, runtime.device, runtime.precision, request.results,
-        request.cache,
+        "%s %s: %d pictures, %d classes; %s; %s %s; rows in %s, cache in %s",
+        plan.dataset.name, plan.split, len(plan.names), len(plan.dataset.classes), presets, runtime.device,
+        runtime.precision, request.results, request.cache,
     )  # fmt: skip
+
+
+def _seeded_name(session: Session, choice: ProtocolChoice) -> str:
+    seeds = wanted_seeds(session, choice)
+    return (
+        f"{choice.card.name}:{choice.preset.name} ({f'seeds {seeds[0]} to {seeds[-1]}' if seeds[1:] else 'one seed'})"
+    )
 
 
 def open_session(plan: Plan, resources: ExitStack) -> Session:
@@ -108,7 +115,7 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
     works: dict[InputSettings, MethodWork] = {}
     todo = []
     for choice in job.protocols:
-        inputs = inputs_of(choice.settings)
+        inputs = inputs_of(job, choice)
         if inputs not in works:
             works[inputs] = MethodWork(session, job, built, inputs)
         work = works[inputs]
@@ -118,17 +125,25 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
     return todo
 
 
-def inputs_of(settings: InputSettings) -> InputSettings:
+def inputs_of(job: Job, choice: ProtocolChoice) -> InputSettings:
     """The part of a protocol's settings that decides the maps: protocols that agree on it share them."""
+    settings: InputSettings = choice.settings
     return InputSettings(
-        size=settings.size, interpolation=settings.interpolation, tap=settings.tap, dtype=settings.dtype
+        size=settings.size, interpolation=settings.interpolation, tap=_tap(job, choice), dtype=settings.dtype
     )
 
 
+def _tap(job: Job, choice: ProtocolChoice) -> str:
+    """The map that a protocol reads; "" is the built method's default."""
+    named: str = choice.settings.tap
+    return named or (choice.card.probes and job.card.probe_tap) or job.card.default_tap
+
+
 def wanted_seeds(session: Session, choice: ProtocolChoice) -> tuple[int, ...]:
-    """`--seeds` seeds from `--seed` on; one where the protocol does not depend on it."""
-    request = session.plan.request
-    return tuple(range(request.seed, request.seed + (request.seeds if choice.card.seeded else 1)))
+    """`--seeds` seeds from `--seed` on, or as many as the protocol has; one where it does not depend on them."""
+    request, card = session.plan.request, choice.card
+    number = (request.seeds or card.seeds) if card.seeded else 1
+    return tuple(range(request.seed, request.seed + number))
 
 
 def _finished(session: Session, job: Job) -> list[Row] | None:
@@ -166,8 +181,9 @@ def describe_run(
     checkpoint = {**job.checkpoint.identity, **job.read_as}
     if built and _is_known_only_when_built(job):
         checkpoint["weights"] = [built.weights_sha256, built.adapter.fingerprint]
-    settings = asdict(variant.settings)
-    tap = settings.pop("tap") or (built.adapter.default_tap if built else job.card.default_tap)
+    settings = deciding(variant.settings)
+    del settings["tap"]
+    tap = _tap(job, choice) or (built.adapter.default_tap if built else "")
     return {
         "method": job.name,
         "method_version": job.card.version,
@@ -220,6 +236,8 @@ def _evaluate_row(
         missing = [seed for seed in missing if seed not in stored.seeds]
     if stored is not None and not missing:
         return stored
+    run = describe_run(session, job, choice, variant, built)
+    work.row_key = run_key(run)
     for note in variant.notes:
         work.say(note)
     work.read_labels()
@@ -235,7 +253,7 @@ def _evaluate_row(
         arrays |= _arrays(work, outcome, seed, first=len(per_seed) == 1)
         notes += outcome.notes
     row = Row.of(
-        describe_run(session, job, choice, variant, built),
+        run,
         per_seed,
         headline={"rule": choice.card.headline, "metric": "miou"},
         notes=list(dict.fromkeys(notes)),
@@ -243,13 +261,16 @@ def _evaluate_row(
             **provenance(session.runtime.device, session.runtime.precision),
             "weights_sha256": built.weights_sha256,
             "weights_account": getattr(built.adapter, "account", {}),
-            "map": asdict(built.adapter.taps[work.tap]),
+            "map": [asdict(built.adapter.taps[name]) for name in work.taps],
             **({"earlier": stored.provenance} if stored else {}),
         },
         seconds=session.runtime.clock.take(),
         peak_memory_bytes=peak_memory(),
     )
-    return replace(row, path=session.store.save(row, arrays))
+    saved = replace(row, path=session.store.save(row, arrays))
+    for seed in missing:
+        fitting.forget_checkpoints(work.training_folder(seed))
+    return saved
 
 
 def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from bench import images
 from bench.cache import Cache, Entry, Writer, record_key
 from bench.clock import Clock
 from bench.contracts import Adapter, Dataset
-from bench.errors import FeatureError, InputError
+from bench.dense import Axis, axis
+from bench.errors import FeatureError, InputError, StorageError
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
@@ -84,7 +85,8 @@ class SplitMaps:
     """The maps of some taps of one method over a list of pictures; implements `bench.contracts.Maps` for the first.
 
     taps: names; all are taken in one forward pass and kept in one cache entry. What does not name a tap speaks of the
-    first. record: plain data that names everything that changes the maps; its hash is their key in the cache.
+    first. record: plain data that names everything that changes the maps; its hash is their key in the cache, where
+    maps without a record never are.
     cheap: computing the maps costs less than reading them, so they are not kept. user_code: what the network raises is
     the user's to mend, and told in one line.
     """
@@ -99,7 +101,7 @@ class SplitMaps:
         inputs: InputSettings,
         runtime: Runtime,
         cache: Cache,
-        record: Mapping[str, Any],
+        record: Mapping[str, Any] | None,
         cheap: bool = False,
         user_code: bool = False,
     ) -> None:
@@ -114,7 +116,7 @@ class SplitMaps:
         self.channels = self.tap.channels
         self.dtype = np.dtype(inputs.dtype)
         self.nbytes = sum(layout.vectors * layout.tap.channels for layout in self.layouts) * self.dtype.itemsize
-        self.key = record_key(record)
+        self.key = record_key(record or {})
         self._record = record
         self.cheap = cheap
         self._user_code = user_code
@@ -128,7 +130,48 @@ class SplitMaps:
     @property
     def cached(self) -> bool:
         """True when the maps need no forward pass."""
-        return self._entry is not None or self._cache.holds(self._record)
+        return self._entry is not None or (self._record is not None and self._cache.holds(self._record))
+
+    def tap_of(self, which: int = 0) -> Tap:
+        """Facts of one of the taps."""
+        return self.layouts[which].tap
+
+    def grid(self, index: int, which: int = 0) -> tuple[int, int]:
+        """(h, w) of a picture's map."""
+        return self.layouts[which].grids[index]
+
+    def axes(self, index: int, which: int = 0, *, at: Literal["label", "input"] = "label") -> tuple[Axis, Axis]:
+        """How the rows and the columns of picture `index` read the cells of its map, bilinearly.
+
+        at: the picture at its own size, or at that of the network's input before padding.
+        """
+        tap, cells = self.layouts[which].tap, self.layouts[which].grids[index]
+        extents = self.sizes[index] if tap.frame == "label" else self.extents[index]
+        pixels = self.sizes[index] if at == "label" else extents
+        rows, columns = (
+            axis(side, extent, count, tap.stride, tap.offset)
+            for side, extent, count in zip(pixels, extents, cells, strict=True)
+        )
+        return rows, columns
+
+    def hold(self) -> HeldMaps:
+        """The maps in the cache, for reading in any order; computed now where they are not there yet.
+
+        Raises StorageError where they do not fit.
+        """
+        self._entry = self._find()
+        if self._entry is None:
+            self.cheap = False  # reading them in any order needs them kept, whatever they cost
+            for _ in self.together():
+                pass
+        if self._entry is None:
+            raise StorageError(
+                f"maps of {self.nbytes / 1e9:.2f} GB must be kept to be learnt from, and the cache {self._cache.root} "
+                f"has no room for them ({self._cache.free() / 1e9:.1f} GB free, half of it is used at most): choose a "
+                "larger disk with --cache, keep them with --set dtype=float16, or take a preset that computes them "
+                "for every epoch"
+            )
+        return HeldMaps(self._entry, self.layouts)
 
     def cells(self, index: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """For picture `index`: the map row of each picture row (H,) and the map column of each picture column (W,)."""
@@ -150,11 +193,13 @@ class SplitMaps:
 
     def _pass(self, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[np.float32], ...]]:
         """The first of the taps, from the cache where they lie there."""
-        if self._entry is None:
-            self._entry = self._cache.find(self._record)
+        self._entry = self._find()
         pictures = self._compute_and_keep() if self._entry is None else self._read(self._entry, layouts)
         for blocks in self._runtime.track(pictures, len(self.names), "features"):
             yield tuple(block.astype(np.float32, copy=False) for block in blocks[: len(layouts)])
+
+    def _find(self) -> Entry | None:
+        return self._entry or (None if self._record is None else self._cache.find(self._record))
 
     def _read(self, entry: Entry, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[Any], ...]]:
         streams = [
@@ -180,7 +225,7 @@ class SplitMaps:
                 writer.drop()
 
     def _start_writing(self) -> Writer | None:
-        if self.cheap:
+        if self.cheap or self._record is None:
             return None
         if not self._cache.room_for(self.nbytes):
             log.info("maps of %.1f GB do not fit in the cache: they are computed for every pass", self.nbytes / 1e9)
@@ -277,6 +322,19 @@ class SplitMaps:
                     "of the adapter's tap"
                 )
             yield block.numpy()
+
+
+class HeldMaps:
+    """Maps of a complete cache entry, mapped into memory; implements `bench.contracts.Held`."""
+
+    def __init__(self, entry: Entry, layouts: Sequence[Layout]) -> None:
+        self._arrays = [entry.array(_array_name(index)) for index in range(len(layouts))]
+        self._starts = [np.cumsum([0, *(h * w for h, w in layout.grids)]) for layout in layouts]
+
+    def block(self, index: int, which: int = 0) -> NDArray[np.float32]:
+        """The map (h·w, D) of a picture and a tap, a copy."""
+        starts = self._starts[which]
+        return np.array(self._arrays[which][starts[index] : starts[index + 1]], dtype=np.float32)
 
 
 def _array_name(index: int) -> str:

@@ -87,7 +87,8 @@ def require_wandb() -> Any:
 class Journal:
     """An observer of `bench.trainer.train` that writes every report to its pages and to the terminal.
 
-    batch: pictures a step over all processes. panel: makes a picture of a report's batch, every `panel_every` steps.
+    batch: pictures a step over all processes. panel: makes a picture of a report's batch, every `panel_every` steps;
+    None: there are none.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Journal:
         *,
         batch: int,
         panel_every: int,
-        panel: Callable[[Any], NDArray[np.uint8]],
+        panel: Callable[[Any], NDArray[np.uint8]] | None,
     ) -> None:
         self._pages, self._tell, self._batch = pages, tell, batch
         self._panel_every, self._panel = panel_every, panel
@@ -112,7 +113,8 @@ class Journal:
         }
         for page in self._pages:
             page.figures(report.done, figures)
-        if self._pages and report.done // self._panel_every > (report.done - report.steps) // self._panel_every:
+        due = report.done // self._panel_every > (report.done - report.steps) // self._panel_every
+        if self._pages and self._panel and due:
             picture = self._panel(report.batch)
             for page in self._pages:
                 page.picture(report.done, "panel", picture)
@@ -127,9 +129,9 @@ def journal(
     steps: int,
     done: int,
     batch: int,
-    wandb: bool,
-    panel_every: int,
-    panel: Callable[[Any], NDArray[np.uint8]],
+    wandb: bool = False,
+    panel_every: int = 1,
+    panel: Callable[[Any], NDArray[np.uint8]] | None = None,
 ) -> Iterator[Journal]:
     """The journal of a run; only rank 0 has pages and a bar. Without a terminal a line is written ten times a run."""
     if distributed.rank():

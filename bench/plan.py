@@ -33,7 +33,7 @@ class Request:
     checkpoint: str | None = None
     preset: str | None = None
     clusters: tuple[int, ...] = ()
-    seeds: int = 5
+    seeds: int | None = None
     seed: int = 0
     size: str | None = None
     batch_size: int = 0

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from bench import paths, predictions, registry
 from bench.contracts import Painting, Scope
 from bench.datasets.pictures import PictureFiles
-from bench.errors import CheckpointError, MismatchError, SettingError, UnknownNameError
+from bench.errors import CheckpointError, MismatchError, SettingError
 from bench.evaluate import inputs_of, open_session
 from bench.files import write_atomic
 from bench.images import voc_palette
 from bench.plan import Plan, ProtocolChoice, Request, make_plan, parse_method
 from bench.runs import new_folder
 from bench.settings import apply
-from bench.store import Row, Store
+from bench.store import Row, Store, arrays_of
 from bench.work import MethodWork, build
 
 __all__ = ["PredictRequest", "predict"]
@@ -66,7 +66,7 @@ def predict(request: PredictRequest) -> Path:
             "say how to paint: by a finished row (--row KEY), or by K-means on these pictures (--clusters K)"
         )
     if request.row is not None:
-        return _by_row(request, _find_row(Store(request.results), request.row))
+        return _by_row(request, Store(request.results).named(request.row))
     return _by_clusters(request)
 
 
@@ -99,21 +99,6 @@ def _by_clusters(request: PredictRequest) -> Path:
 # --- by a row ----------------------------------------------------------------------------------------------
 
 
-def _find_row(store: Store, key: str) -> Row:
-    """The row of a key or of the beginning of one."""
-    rows = store.rows()
-    found = [row for row in rows if row.key.startswith(key)] if key else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UnknownNameError(f"--row {key} fits {len(found)} rows: {', '.join(row.key for row in found)}")
-    known = ", ".join(f"{row.key} ({row.run['method']}, {row.run['protocol']})" for row in rows)
-    raise UnknownNameError(
-        f"there is no row {key!r} in {store.folder}.{registry.near(key, [row.key for row in rows])} "
-        f"Rows there: {known or 'none; make one with `bench eval`'}"
-    )
-
-
 def _by_row(request: PredictRequest, row: Row) -> Path:
     run = row.run
     _check_method(request, row)
@@ -135,7 +120,7 @@ def _by_row(request: PredictRequest, row: Row) -> Path:
     with ExitStack() as resources:
         work, _ = _open(plan, resources)
         _check_weights(request, row, work.weights)
-        arrays = predictions.arrays_of(row, Store(request.results))
+        arrays = arrays_of(row, Store(request.results))
         painting = registry.load(card.predict)(work.work, settings, arrays)
         classes = predictions.classes_of(row)
         return _write(request, work.work, painting, settings, run["dataset"]["classes"], classes=classes)
@@ -191,7 +176,7 @@ def _open(plan: Plan, resources: ExitStack) -> tuple[_Opened, ProtocolChoice]:
     """The method built, ready to read the pictures, and the protocol's settings."""
     session, job = open_session(plan, resources), plan.jobs[0]
     choice, built = job.protocols[0], build(session, job)
-    work = MethodWork(session, job, built, inputs_of(choice.settings))
+    work = MethodWork(session, job, built, inputs_of(job, choice))
     work.check(choice)
     return _Opened(work, session.scope(work), built.weights_sha256), choice
 

@@ -16,10 +16,10 @@ from bench.features import SplitMaps
 from bench.images import write_label
 from bench.records import IGNORE
 from bench.settings import ObjectSettings
-from bench.store import Row, Store
+from bench.store import Row, Store, arrays_of
 from bench.work import MethodWork
 
-__all__ = ["arrays_of", "classes_of", "paint", "save", "write"]
+__all__ = ["classes_of", "paint", "save", "write"]
 
 
 def save(row: Row, store: Store, work: MethodWork, settings: Any) -> Path:
@@ -62,30 +62,6 @@ def classes_of(row: Row) -> NDArray[np.uint8]:
     """The class of each cluster of the row's first seed by its headline rule, 255 for those that no class took."""
     match = np.array(row.per_seed[0]["scores"][row.headline["rule"]]["match"])
     return np.where(match < 0, IGNORE, match).astype(np.uint8)
-
-
-def arrays_of(row: Row, store: Store) -> Mapping[str, NDArray[Any]]:
-    """The arrays beside a row: those of its first seed under their own names, and the shared ones."""
-    stored, prefix = store.arrays(row), f"seed{row.per_seed[0]['seed']}_"
-    names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
-    names |= {name: name for name in stored if not name.startswith("seed")}
-    return _Renamed(stored, names)
-
-
-class _Renamed(Mapping[str, Any]):
-    """A mapping under other names; nothing is read before it is asked for."""
-
-    def __init__(self, stored: Mapping[str, Any], names: Mapping[str, str]) -> None:
-        self._stored, self._names = stored, names
-
-    def __getitem__(self, name: str) -> Any:
-        return self._stored[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def paint(work: MethodWork, painting: Painting, settings: Any) -> Iterator[NDArray[np.integer[Any]]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from bench import registry
 from bench.evaluate import inputs_of, open_session, stored_row, wanted_seeds
 from bench.plan import Job, Plan
 from bench.records import Checkpoint
@@ -35,7 +36,7 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
     built = build(session, job)
     works: dict[InputSettings, MethodWork] = {}
     for choice in job.protocols:
-        inputs = inputs_of(choice.settings)
+        inputs = inputs_of(job, choice)
         if inputs not in works:
             works[inputs] = MethodWork(session, job, built, inputs)
             yield _price_maps(session, works[inputs], job, known=not missing)
@@ -46,6 +47,9 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
         done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
         name = f"{choice.card.name}:{choice.preset.name}"
         yield f"  {name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
+        if choice.card.price and done < len(variants):
+            sentence = registry.load(choice.card.price)
+            yield from (f"    {sentence(variant.settings, session.scope(work))}" for variant in variants)
 
 
 def _price_maps(session: Session, work: MethodWork, job: Job, *, known: bool) -> str:

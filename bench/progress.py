@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -10,6 +11,9 @@ from typing import Protocol, TypeVar
 __all__ = ["Tick", "progress", "track"]
 
 T = TypeVar("T")
+
+_shown = threading.Lock()
+"""Held while a bar is shown."""
 
 
 class Tick(Protocol):
@@ -20,10 +24,18 @@ class Tick(Protocol):
 
 @contextmanager
 def progress(total: int, what: str, *, done: int = 0) -> Iterator[Tick]:
-    """A bar with counts and ETA around work of `total` steps, of which `done` were done before."""
-    if not sys.stderr.isatty():
+    """A bar with counts and ETA around work of `total` steps, of which `done` were done before.
+
+    Work within such work has no bar of its own: a terminal shows one at a time.
+    """
+    if not sys.stderr.isatty() or _shown.locked():
         yield _nothing
         return
+    with _shown:
+        yield from _bar(total, what, done)
+
+
+def _bar(total: int, what: str, done: int) -> Iterator[Tick]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

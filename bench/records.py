@@ -120,7 +120,8 @@ class MethodCard:
     trainable: False for methods without weights (`oracle`, `noise`, `colour`); they ignore the checkpoint.
     options: a frozen dataclass, set by `--set METHOD.key=value`.
     argument: what follows a colon in the method's name, for families such as `timm:NAME`.
-    taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read.
+    taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read. probe_tap:
+        what those read that learn a classifier of the map, where that is another one.
     file, file_sha256: for a method that lives in a user's file (`--method file.py:factory`), that file.
     """
 
@@ -136,6 +137,7 @@ class MethodCard:
     argument: str = ""
     taps: tuple[str, ...] = ()
     default_tap: str = ""
+    probe_tap: str = ""
     notes: str = ""
     file: Path | None = None
     file_sha256: str = ""
@@ -188,6 +190,7 @@ class Tap:
     channels: D of the float map (B, D, h, w).
     stride: input pixels from one cell to the next. offset: input coordinate (pixels) of the upper left corner of
         cell (0, 0); cell (i, j) covers [offset + i·stride, offset + (i+1)·stride) and likewise for j.
+    kind: `class_logit` maps score the data set's classes, one channel each.
     frame: `input`: the coordinates are those of the network's (resized, padded) picture; `label`: those of the label
         map at its own size (only `oracle` needs it).
     """
@@ -196,7 +199,7 @@ class Tap:
     channels: int
     stride: float
     offset: float = 0.0
-    kind: Literal["feature", "foreground_logit", "cluster_prob"] = "feature"
+    kind: Literal["feature", "foreground_logit", "cluster_prob", "class_logit"] = "feature"
     frame: Literal["input", "label"] = "input"
 
 
@@ -232,13 +235,16 @@ class ProtocolCard:
     settings: a frozen dataclass; every field has a default. presets: the first is used where the data set names none.
     kinds: the kinds of maps it can score, best first.
     needs_objects: it reads pooled objects alone, so there must be a foreground (the method's own, or mask files).
-    seeded: the result depends on the seed; otherwise one is enough.
+    seeded: the result depends on the seed; otherwise one is enough. seeds: how many, where nothing is said.
+    probes: it learns a classifier of the map, and reads the method's `probe_tap`.
     headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
         expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find
         rows that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
     predict: "module:function", called as predict(work, settings, arrays) -> Painting of the scored split's pictures:
         what a finished row says of pictures it has not seen. arrays: those kept beside the row for one seed, and the
         shared ones. "" = its rows cannot be used on other pictures.
+    price: "module:function", called as price(settings, scope) -> sentence for `--dry-run` on what it costs beside the
+        maps of the scored split. "" = nothing.
     """
 
     name: str
@@ -249,9 +255,12 @@ class ProtocolCard:
     kinds: tuple[str, ...] = ("feature",)
     needs_objects: bool = False
     seeded: bool = True
+    seeds: int = 5
+    probes: bool = False
     headline: str = ""
     expand: str = ""
     predict: str = ""
+    price: str = ""
     version: int = 1
     paper: str = ""
 

@@ -19,6 +19,7 @@ __all__ = [
     "ObjectSettings",
     "Override",
     "apply",
+    "deciding",
     "mask_set",
     "parse_overrides",
     "parse_size",
@@ -32,9 +33,22 @@ LARGEST_SIDE = 8192
 """Pixels: a larger input is a typing error, not a plan."""
 
 
-def setting(default: Any, about: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field with a one-line description and, for numbers, the closed range it takes."""
-    return dataclasses.field(default=default, metadata={"about": about, "minimum": minimum, "maximum": maximum})
+def setting(
+    default: Any, about: str, *, minimum: float | None = None, maximum: float | None = None, decides: bool = True
+) -> Any:
+    """A dataclass field with a one-line description and, for numbers, the closed range it takes.
+
+    decides: False for what changes no figure (how a run is watched, what is kept): it is not part of a run's key.
+    """
+    return dataclasses.field(
+        default=default, metadata={"about": about, "minimum": minimum, "maximum": maximum, "decides": decides}
+    )
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """The settings that decide figures, by name, as plain data."""
+    free = {field.name for field in dataclasses.fields(settings) if not field.metadata.get("decides", True)}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import __version__
-from bench.errors import InternalError, StorageError
+from bench.errors import InternalError, StorageError, UnknownNameError
 from bench.files import write_new
+from bench.registry import near
 
-__all__ = ["SCHEMA", "Row", "Store", "provenance", "run_key", "summarise"]
+__all__ = ["SCHEMA", "Row", "Store", "arrays_of", "provenance", "run_key", "summarise"]
 
 log = logging.getLogger(__name__)
 
@@ -260,6 +261,20 @@ class Store:
         first_saved = sorted(of_key, key=lambda key: (min(row.created for row in of_key[key]), key))
         return [of_key[key][0] for key in first_saved]
 
+    def named(self, key: str) -> Row:
+        """The row of a key, or of the beginning of one; UnknownNameError where that fits none or several."""
+        rows = self.rows()
+        found = [row for row in rows if row.key.startswith(key)] if key else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownNameError(f"{key} fits {len(found)} rows: {', '.join(row.key for row in found)}")
+        known = ", ".join(f"{row.key} ({row.run['method']}, {row.run['protocol']})" for row in rows)
+        raise UnknownNameError(
+            f"there is no row {key!r} in {self.folder}.{near(key, [row.key for row in rows])} "
+            f"Rows there: {known or 'none; make one with `bench eval`'}"
+        )
+
     def save(self, row: Row, arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Write a row and its arrays under names that are still free; return the path of the row's file.
 
@@ -435,3 +450,27 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return answer.stdout.strip()
+
+
+def arrays_of(row: Row, store: Store) -> Mapping[str, NDArray[Any]]:
+    """The arrays beside a row: those of its first seed under their own names, and the shared ones."""
+    stored, prefix = store.arrays(row), f"seed{row.per_seed[0]['seed']}_"
+    names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
+    names |= {name: name for name in stored if not name.startswith("seed")}
+    return _Renamed(stored, names)
+
+
+class _Renamed(Mapping[str, Any]):
+    """A mapping under other names; nothing is read before it is asked for."""
+
+    def __init__(self, stored: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self._stored, self._names = stored, names
+
+    def __getitem__(self, name: str) -> Any:
+        return self._stored[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -12,22 +12,35 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from bench import images, registry
-from bench.contracts import Adapter, Outcome, Scope
+from bench import dense, images, registry
+from bench.backbone import Backbone
+from bench.batches import Batches, fetch
+from bench.contracts import Adapter, Examples, Learner, Lessons, Maps, Outcome, Scope, Scores
 from bench.features import grid
 from bench.metrics import Counts, count_pixels, evaluate, evaluate_predictions
 from bench.objects import Frame, Objects, foreground, gather, tally
-from bench.records import IGNORE, MethodCard, ProtocolCard
+from bench.records import IGNORE, MethodCard, ProtocolCard, Tap
 from bench.settings import InputSettings, ObjectSettings, apply, mask_set, parse_size
+from bench.trainer import Course, train
 
-__all__ = ["MemoryMaps", "MemorySplit", "MemoryWork", "check_adapter", "check_method_card", "check_protocol"]
+__all__ = [
+    "MemoryMaps",
+    "MemorySplit",
+    "MemoryWork",
+    "PaintedLabels",
+    "check_adapter",
+    "check_method_card",
+    "check_protocol",
+    "painted",
+]
 
 
 def check_method_card(card: MethodCard) -> None:
@@ -49,8 +62,6 @@ def check_adapter(
     adapter: Adapter, *, size: tuple[int, int] = (70, 52), classes: int = 3, tolerance: float = 1e-4
 ) -> None:
     """An adapter keeps its contract: named maps of the promised shapes, pure, differentiable, blind to its batch."""
-    import torch
-
     assert adapter.default_tap in adapter.taps, f"default_tap {adapter.default_tap!r} is none of {list(adapter.taps)}"
     assert adapter.pad_to >= 1, "pad_to must be at least 1"
     rng = np.random.default_rng(0)
@@ -106,10 +117,16 @@ def _check_differentiable(adapter: Any, inputs: Any, labels: Any) -> None:
 
 
 class MemoryMaps:
-    """Maps that lie in memory: `arrays` are float (h, w, D), one per picture."""
+    """Maps of one tap that lie in memory: `arrays` are float (h, w, D), one per picture of `sizes` (H, W)."""
 
-    def __init__(self, arrays: Sequence[NDArray[np.floating[Any]]], key: str = "memory") -> None:
+    def __init__(
+        self,
+        arrays: Sequence[NDArray[np.floating[Any]]],
+        key: str = "memory",
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         self.arrays = [np.asarray(array, np.float32) for array in arrays]
+        self.sizes = tuple(sizes) if sizes is not None else tuple(array.shape[:2] for array in self.arrays)
         self.names = tuple(f"picture{index}" for index in range(len(arrays)))
         self.grids = tuple((array.shape[0], array.shape[1]) for array in self.arrays)
         self.channels = self.arrays[0].shape[2]
@@ -119,6 +136,70 @@ class MemoryMaps:
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         for array in self.arrays:
             yield array.reshape(-1, self.channels).copy()
+
+    def together(self) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        return ((block,) for block in self)
+
+    def hold(self) -> MemoryMaps:
+        return self
+
+    def block(self, index: int, which: int = 0) -> NDArray[np.float32]:
+        block: NDArray[np.float32] = self.arrays[index].reshape(-1, self.channels).copy()
+        return block
+
+    def tap_of(self, which: int = 0) -> Tap:
+        return Tap(name="memory", channels=self.channels, stride=self.sizes[0][0] / self.grids[0][0])
+
+    def grid(self, index: int, which: int = 0) -> tuple[int, int]:
+        return self.grids[index]
+
+    def axes(
+        self, index: int, which: int = 0, *, at: Literal["label", "input"] = "label"
+    ) -> tuple[dense.Axis, dense.Axis]:
+        rows, columns = (
+            dense.axis(side, cells, cells, 1) for side, cells in zip(self.sizes[index], self.grids[index], strict=True)
+        )
+        return rows, columns
+
+
+_BRIGHTNESS_STEP = 40
+"""What tells a class from the next in `painted` pictures."""
+
+
+def painted(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A label map as a picture whose brightness is the class, for `PaintedLabels`: uint8 (H, W, 3)."""
+    classes = np.where(label == IGNORE, 0, label)
+    return np.repeat((classes * _BRIGHTNESS_STEP).astype(np.uint8)[..., None], 3, axis=2)
+
+
+class PaintedLabels(torch.nn.Module):
+    """A network that reads the class out of the brightness of a pixel: one-hot maps of `painted` pictures."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+        self.classes = classes
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """float (B, 3, H, W) of 0 … 255 -> (B, classes, H, W)."""
+        levels = torch.arange(self.classes, device=pictures.device).view(1, -1, 1, 1)
+        one_hot: torch.Tensor = self.gain * (1 - (pictures[:, :1] / _BRIGHTNESS_STEP - levels).abs()).clamp_min(0)
+        return one_hot
+
+
+class _MemoryExamples:
+    """Painted pictures of a split, and their labels."""
+
+    def __init__(self, labels: Sequence[NDArray[np.uint8]]) -> None:
+        self.labels = labels
+        self.names = tuple(f"picture{index}" for index in range(len(labels)))
+        self.sizes = tuple((label.shape[0], label.shape[1]) for label in labels)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return painted(self.labels[index]), self.labels[index]
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        return self.labels[index]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +217,10 @@ class MemorySplit:
 
 
 class MemoryWork:
-    """A `Work` without files, as a protocol sees it. Whatever name of a mask set is asked for, it is `masks`."""
+    """A `Work` without files, as a protocol sees it. Whatever name of a mask set is asked for, it is `masks`.
+
+    network: by default one that reads `painted` labels; pictures are painted for any network.
+    """
 
     def __init__(
         self,
@@ -146,17 +230,95 @@ class MemoryWork:
         background: int | None = 0,
         train: MemorySplit | None = None,
         class_names: Sequence[str] = (),
+        network: Adapter | None = None,
     ) -> None:
-        self.classes, self.background, self.device = classes, background, "cpu"
+        self.classes, self.background, self.device, self.precision = classes, background, "cpu", "fp32"
+        self.method_name = "memory"
+        self.network: Any = network or Backbone(
+            PaintedLabels(classes), stride=1, channels=classes, mean=(0, 0, 0), std=(1, 1, 1), scale=1, pad_to=1
+        )
+        self.taps: tuple[str, ...] = (self.network.default_tap,)
+        self.lists: dict[str, tuple[str, ...]] = {}
+        self.arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
         self.class_names = tuple(class_names) or tuple(str(index) for index in range(classes))
         self.foreground = scored.logits is not None
         self.said: list[str] = []
         self.splits = {"eval": scored, "train": train or scored}
-        self._maps = {name: MemoryMaps(split.maps, name) for name, split in self.splits.items()}
+        self._maps = {
+            name: MemoryMaps(split.maps, name, _MemoryExamples(split.labels).sizes)
+            for name, split in self.splits.items()
+        }
         self._remembered: dict[str, Mapping[str, NDArray[Any]]] = {}
 
-    def maps(self, split: str = "eval") -> MemoryMaps:
-        return self._maps[split]
+    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> MemoryMaps:
+        whole = self._maps[split]
+        if only is None:
+            return whole
+        part = MemoryMaps(
+            [whole.arrays[index] for index in only], f"{whole.key} {list(only)}", [whole.sizes[index] for index in only]
+        )
+        part.names = tuple(whole.names[index] for index in only)
+        return part
+
+    def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> MemoryMaps:
+        examples, found = self.examples(split), []
+        for index in range(len(examples.names)):
+            picture = torch.from_numpy(examples.read(index)[0].transpose(2, 0, 1).copy())[None]
+            with torch.no_grad():
+                found.append(network(network.preprocess(picture), (tap,))[tap][0].permute(1, 2, 0).float().numpy())
+        return MemoryMaps(found, f"{split} by another", examples.sizes)
+
+    def examples(self, split: str = "train") -> Examples:
+        return _MemoryExamples(self.splits[split].labels)
+
+    def labels(self, split: str = "eval") -> list[Sequence[NDArray[Any]]]:
+        found: list[Sequence[NDArray[Any]]] = []
+        for (h, w), label in zip(self._maps[split].grids, self.splits[split].labels, strict=True):
+            cells = np.arange(h * w).reshape(h, w).repeat(label.shape[0] // h, 0).repeat(label.shape[1] // w, 1)
+            counts = count_pixels(cells, label, h * w, self.classes)
+            cell, value = np.nonzero(counts)
+            found.append((cell, value, counts[cell, value]))
+        return found
+
+    def count_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> list[Counts]:
+        tables: list[list[NDArray[np.int64]]] = []
+        for name, index, heads in self._decided(maps, scores):
+            label = self._label(name, maps, index)
+            tables.append([count_pixels(ids, label, self.classes, self.classes) for ids in heads])
+        return [Counts.from_dense(list(of_head)) for of_head in zip(*tables, strict=True)]
+
+    def paint_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> Iterator[NDArray[np.uint8]]:
+        return (heads[0] for _, _, heads in self._decided(maps, scores))
+
+    def _label(self, name: str, maps: Maps, index: int) -> NDArray[np.uint8]:
+        split = self.splits["train" if maps.key.startswith("train") else "eval"]
+        return split.labels[int(name.removeprefix("picture"))]
+
+    def _decided(self, maps: Maps, scores: Iterable[Scores]) -> Iterator[tuple[str, int, list[NDArray[np.uint8]]]]:
+        for index, (name, of_picture) in enumerate(zip(maps.names, scores, strict=True)):
+            found: list[NDArray[np.uint8]] = []
+            for which, logits in of_picture:
+                found += list(dense.argmax(logits, *maps.axes(index, which)).numpy())
+            yield name, index, found
+
+    def train(self, learner: Learner, optimizer: torch.optim.Optimizer, lessons: Lessons, seed: int) -> None:
+        batches = Batches(lessons.samples, min(lessons.batch, lessons.samples), seed, drop_last=lessons.drop_last)
+        fetched = fetch(lessons.make, batches, range(lessons.steps), collate=lessons.collate, workers=0, pin=False)
+        epoch = batches.per_epoch
+        course = Course(steps=lessons.steps, schedule=lessons.schedule, seed=seed, epoch=epoch)
+        train(
+            learner, optimizer, fetched, course, observers=[lambda report: _end_of_epoch(lessons, report.done, epoch)]
+        )
+
+    def stored(self, key: str) -> Mapping[str, NDArray[Any]]:
+        return self.arrays[key]
+
+    def keep_list(self, name: str, lines: Sequence[str]) -> None:
+        self.lists[name] = tuple(lines)
 
     def remember(
         self, record: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[Any]]], *, keep: bool
@@ -217,6 +379,11 @@ class MemoryWork:
         return nullcontext(lambda steps: None)
 
 
+def _end_of_epoch(lessons: Lessons, done: int, epoch: int) -> None:
+    if lessons.after_epoch and done % epoch == 0:
+        lessons.after_epoch(done // epoch)
+
+
 def _frame(pixels: tuple[int, ...], cells: tuple[int, ...]) -> Frame:
     """Cells that are repeated a whole number of times."""
     stride = pixels[0] / cells[0]
@@ -249,8 +416,11 @@ def _known_objects(classes: int, side: int = 24) -> MemorySplit:
     return MemorySplit(maps=maps, labels=labels, masks=masks, logits=logits)
 
 
-def check_protocol(card: ProtocolCard) -> None:
-    """A protocol keeps its contract: typed settings, sourced presets, exact counts, known answers, no hidden state."""
+def check_protocol(card: ProtocolCard, given: Mapping[str, Any] | None = None) -> None:
+    """A protocol keeps its contract: typed settings, sourced presets, exact counts, known answers, no hidden state.
+
+    given: settings that make a run short.
+    """
     base = card.settings()
     assert isinstance(base, InputSettings), f"the settings of {card.name} must extend bench.settings.InputSettings"
     names = [preset.name for preset in card.presets]
@@ -263,6 +433,7 @@ def check_protocol(card: ProtocolCard) -> None:
         assert field.metadata.get("about"), f"{card.name}.{field.name} needs a description (bench.settings.setting)"
 
     native = apply(base, {preset.name: preset for preset in card.presets}["native"].values(), card.name)
+    native = apply(native, given or {}, card.name)
     classes = 4
     if not card.needs_objects:
         maps, labels = _known_answer(classes)
@@ -285,6 +456,7 @@ def _check_runs(card: ProtocolCard, settings: Any, split: MemorySplit, classes: 
             vectors=sum(m.shape[0] * m.shape[1] for m in split.maps),
             pictures=len(split.maps),
             foreground=split.logits is not None,
+            train=len(split.maps),
         )
         variants = [variant.settings for variant in registry.load(card.expand)(settings, scope)]
     run = registry.load(card.run)

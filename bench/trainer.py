@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 
 from bench import distributed
 from bench.checkpoints import read_checkpoint
+from bench.contracts import Learner
 from bench.errors import CheckpointError, InputError
 from bench.files import write_atomic
 
-__all__ = ["Course", "Learner", "Observer", "Report", "Schedule", "Shelf", "poly", "train"]
+__all__ = ["Course", "Observer", "Report", "Schedule", "Shelf", "poly", "train"]
 
 Schedule = Callable[[int], float]
 """Step (from 0) -> what the learning rates are multiplied by."""
@@ -32,27 +33,12 @@ Schedule = Callable[[int], float]
 _FORMAT = 1
 
 
-class Learner(Protocol):
-    """What is trained."""
-
-    def step(self, batch: Any) -> Mapping[str, torch.Tensor]:
-        """Leave the gradients of one batch in `.grad` and return figures, 0-d tensors; `loss` is among them.
-
-        The number format of its passes and the sums over processes are the learner's own: the gradients are equal on
-        all processes.
-        """
-        ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """How a run goes from its first step to its last.
 
-    seed: of what is random within a step. log_every, save_every: in steps.
+    seed: of what is random within a step. log_every, save_every: in steps. epoch: steps after each of which there is a
+    report in any case; 0: none.
     """
 
     steps: int
@@ -61,6 +47,7 @@ class Course:
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +116,11 @@ def train(
             meter.add(figures)
             last, now = step + 1 == course.steps, step + 1
             save = shelf is not None and (last or now % course.save_every == 0)
-            if save or last or now % course.log_every == 0:
+            if save or last or now % course.log_every == 0 or (course.epoch and now % course.epoch == 0):
                 report = meter.report(now, tuple(group["lr"] for group in optimizer.param_groups), batch)
                 for observer in observers:
                     observer(report)
+                meter.resume()
             if save and shelf is not None:
                 shelf.save(now, learner, optimizer)
     return report
@@ -167,6 +155,10 @@ class _Meter:
 
     def add(self, figures: Mapping[str, torch.Tensor]) -> None:
         self.pending.append({name: figure.detach() for name, figure in figures.items()})
+
+    def resume(self) -> None:
+        """What happened since the report is not part of the steps' time."""
+        self.since = time.perf_counter()
 
     def report(self, done: int, lr: tuple[float, ...], batch: Any) -> Report:
         """Read the figures gathered, means over processes; InputError when a loss among them is not a number."""

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench import foregrounds, registry, weights
+from bench import dense, fitting, foregrounds, registry, weights
 from bench.cache import Cache, record_key
-from bench.contracts import Adapter, Scope
-from bench.errors import MismatchError, SettingError, StorageError
+from bench.contracts import Adapter, Dataset, Learner, Lessons, Maps, Scope, Scores
+from bench.errors import CheckpointError, MismatchError, SettingError, StorageError
 from bench.features import Runtime, SplitMaps
+from bench.files import write_atomic
+from bench.images import cell_index
 from bench.labels import CellLabels
-from bench.metrics import Counts
+from bench.metrics import Counts, count_pixels
 from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.progress import progress, track
 from bench.records import AdapterRequest
 from bench.settings import InputSettings, ObjectSettings, mask_set
-from bench.store import Store
+from bench.store import Store, arrays_of
 
 __all__ = ["Built", "MethodWork", "Session", "build"]
 
@@ -81,7 +83,35 @@ class Session:
             pictures=len(self.plan.names),
             foreground=None if work is None else work.foreground,
             background=dataset.background is not None,
+            taps=() if work is None else feature_taps(work.network),
+            train=len(self.names(dataset.train_split)) if dataset.train_split in dataset.splits() else None,
         )
+
+
+def feature_taps(network: Adapter) -> tuple[str, ...]:
+    """Names of the maps of features, in the network's order."""
+    return tuple(tap.name for tap in network.taps.values() if tap.kind == "feature")
+
+
+SEARCH = "search"
+"""What `tap` says for all feature maps of the method."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPictures:
+    """Pictures and labels of a split, readable in any process; implements `bench.contracts.Examples`."""
+
+    dataset: Dataset
+    names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Picture, uint8 RGB (H, W, 3), and label map, uint8 (H, W) with 255 = void."""
+        return self.dataset.picture(self.names[index]), self.label(index)
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label map alone."""
+        return self.dataset.label(self.names[index])
 
 
 @dataclass(slots=True)
@@ -133,20 +163,22 @@ class MethodWork:
 
     def __init__(self, session: Session, job: Job, built: Built, inputs: InputSettings) -> None:
         self._session, self._job, self._built, self._inputs = session, job, built, inputs
-        self.method_name = job.name
+        self.method_name, self.network = job.name, built.adapter
         self.tap = inputs.tap or built.adapter.default_tap
-        if self.tap not in built.adapter.taps:
-            known = ", ".join(built.adapter.taps)
-            raise SettingError(
-                f"{job.name} has no map {self.tap!r}.{registry.near(self.tap, built.adapter.taps)} Its maps: {known}"
-            )
+        self.taps = feature_taps(built.adapter) if self.tap == SEARCH else tuple(self.tap.split(","))
+        for name in self.taps:
+            if name not in built.adapter.taps:
+                known = ", ".join(built.adapter.taps)
+                raise SettingError(
+                    f"{job.name} has no map {name!r}.{registry.near(name, built.adapter.taps)} Its maps: {known}"
+                )
         dataset = session.plan.dataset
         self.classes, self.class_names = len(dataset.classes), tuple(dataset.classes)
         self.background = dataset.background
-        self.device = session.runtime.device
+        self.device, self.precision = session.runtime.device, session.runtime.precision
         logits = [tap.name for tap in built.adapter.taps.values() if tap.kind == "foreground_logit"]
         self.foreground = bool(logits)
-        self._taps = tuple(dict.fromkeys((self.tap, *logits[:1])))
+        self._taps = tuple(dict.fromkeys((*self.taps, *logits[:1])))
         self._objects: dict[tuple[object, ...], Objects] = {}
         self._maps: dict[str, SplitMaps] = {}
         self._labels: CellLabels | None = None
@@ -156,10 +188,19 @@ class MethodWork:
         self._recent: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._said: set[str] = set()
         self._opened: set[tuple[str, str]] = set()
+        self.row_key = ""
+        """Of the row that is being made: where what is learnt for it is kept meanwhile."""
 
-    def maps(self, split: str = "eval") -> SplitMaps:
+    def _split(self, split: str) -> str:
         plan = self._session.plan
-        name = {"eval": plan.split, "train": plan.dataset.train_split}[split]
+        return {"eval": plan.split, "train": plan.dataset.train_split}[split]
+
+    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> SplitMaps:
+        """The maps of "eval" or "train", or of some of its pictures, which are computed for every pass."""
+        plan, name = self._session.plan, self._split(split)
+        if only is not None:
+            names = self._session.names(name)
+            return self._computed(self._built.adapter, tuple(names[index] for index in only), self._taps)
         if name not in self._maps:
             self._maps[name] = SplitMaps(
                 self._built.adapter,
@@ -174,6 +215,30 @@ class MethodWork:
                 user_code=self._job.card.file is not None,
             )
         return self._maps[name]
+
+    def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> SplitMaps:
+        """The maps of another network over "eval" or "train", computed for every pass."""
+        return self._computed(network, self._session.names(self._split(split)), (tap,))
+
+    def _computed(self, network: Adapter, names: tuple[str, ...], taps: Sequence[str]) -> SplitMaps:
+        """Maps that are not kept: what decides them has no name in the cache."""
+        return SplitMaps(
+            network,
+            self._session.plan.dataset,
+            names,
+            taps=taps,
+            inputs=self._inputs,
+            runtime=self._session.runtime,
+            cache=self._built.cache,
+            record=None,
+            cheap=True,
+            user_code=self._job.card.file is not None,
+        )
+
+    def examples(self, split: str = "train") -> LabelledPictures:
+        """Pictures and labels of "train" or "eval"."""
+        dataset, names = self._session.plan.dataset, self._session.names(self._split(split))
+        return LabelledPictures(dataset, names, tuple(dataset.size(name) for name in names))
 
     def _maps_record(self, split: str) -> dict[str, Any]:
         """Everything that changes the maps."""
@@ -198,12 +263,16 @@ class MethodWork:
 
     def check(self, choice: ProtocolChoice) -> None:
         """MismatchError when the protocol cannot score this map, or needs a foreground that nobody gives."""
-        kind = self._built.adapter.taps[self.tap].kind
-        if kind not in choice.card.kinds:
-            raise MismatchError(
-                f"{choice.card.name} scores maps of kind {' or '.join(choice.card.kinds)}, but {self.tap!r} of "
-                f"{self._job.name} is a {kind}: choose another map with --set {choice.card.name}.tap=NAME"
-            )
+        owner = choice.card.name
+        for name in self.taps:
+            kind = self._built.adapter.taps[name].kind
+            if kind not in choice.card.kinds:
+                raise MismatchError(
+                    f"{owner} scores maps of kind {' or '.join(choice.card.kinds)}, but {name!r} of "
+                    f"{self._job.name} is a {kind}: choose another map with --set {owner}.tap=NAME"
+                )
+        if len(self.taps) > 1 and not choice.card.probes:
+            raise SettingError(f"{owner} reads one map, not {self.tap}: name one with --set {owner}.tap=NAME")
         plan = self._session.plan
         if choice.settings.reads_of_train == "labels" and plan.split == plan.dataset.train_split:
             raise MismatchError(
@@ -283,6 +352,84 @@ class MethodWork:
             assignments = [np.append(ids, 0) for ids in assignments]
         with self._session.runtime.clock.phase("count"):
             return labels.count(assignments, clusters)
+
+    def labels(self, split: str = "eval") -> Sequence[Sequence[NDArray[Any]]]:
+        """Per picture (cell, label, pixels) of the pixels of each label in each cell of its map."""
+        if split == "eval":
+            return self.read_labels().pictures
+        with self._session.runtime.clock.phase("labels"):
+            maps = self.maps(split)
+            return CellLabels.read(
+                self._session.plan.dataset, maps, track(maps.names, len(maps.names), "labels")
+            ).pictures
+
+    def count_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> list[Counts]:
+        """Per-picture counts of maps of class scores, one `Counts` per head."""
+        tables: list[list[NDArray[np.int64]]] = []
+        for name, heads in zip(maps.names, self._decided(maps, scores, at), strict=True):
+            with self._session.runtime.clock.phase("count"):
+                label = self._session.plan.dataset.label(name)
+                tables.append([count_pixels(ids, label, self.classes, self.classes) for ids in heads])
+        return [Counts.from_dense(list(of_head)) for of_head in zip(*tables, strict=True)]
+
+    def paint_scores(
+        self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The class of every pixel (H, W) by the first head."""
+        return (heads[0] for heads in self._decided(maps, scores, at))
+
+    def _decided(self, maps: Maps, scores: Iterable[Scores], at: Literal["label", "input"]) -> Iterator[list[Any]]:
+        """The class of every pixel of each picture by each head, uint8 (H, W)."""
+        for index, of_picture in enumerate(scores):
+            found: list[NDArray[np.uint8]] = []
+            for which, logits in of_picture:
+                ids = dense.argmax(logits, *maps.axes(index, which, at=at)).cpu().numpy()
+                if at == "input":
+                    sides = self._session.plan.dataset.size(maps.names[index])
+                    rows, columns = (
+                        cell_index(side, extent, extent, 1) for side, extent in zip(sides, ids.shape[1:], strict=True)
+                    )
+                    ids = ids[:, rows[:, None], columns[None, :]]
+                found += list(ids)
+            yield found
+
+    def train(self, learner: Learner, optimizer: torch.optim.Optimizer, lessons: Lessons, seed: int) -> None:
+        """Teach a learner, in a folder of its own below the results, where a killed run is taken up again."""
+        runtime = self._session.runtime
+        with runtime.clock.phase("train"):
+            fitting.fit(
+                learner,
+                optimizer,
+                lessons,
+                folder=self.training_folder(seed),
+                facts={"method": self._job.name, "row": self.row_key, "precision": self.precision},
+                device=self.device,
+                workers=runtime.workers,
+                seed=seed,
+            )
+
+    def training_folder(self, seed: int) -> Path:
+        """Where the training for a seed of the row is kept until the row is saved."""
+        return self._session.store.folder / "training" / f"{self.row_key}-seed{seed}"
+
+    def stored(self, key: str) -> Mapping[str, NDArray[Any]]:
+        """The arrays that the first seed of a finished row kept; the row must be of these weights and maps."""
+        store = self._session.store
+        row = store.named(key)
+        wanted, seen = row.provenance.get("weights_sha256", ""), self._built.weights_sha256
+        if row.run["method"] != self.method_name or wanted != seen or row.run["tap"] != self.tap:
+            raise CheckpointError(
+                f"the row {row.key} is of {row.run['method']}, map {row.run['tap']}, weights {wanted[:12]}, not of "
+                f"{self.method_name}, map {self.tap}, weights {seen[:12]}: name a row of the same method and map"
+            )
+        return arrays_of(row, store)
+
+    def keep_list(self, name: str, lines: Sequence[str]) -> None:
+        """Write a list of pictures into `lists/` of the folder of results."""
+        path = self._session.store.folder / "lists" / f"{name}.txt"
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode(), fix="choose another --results")
 
     def cells(self, split: str, inside: ObjectSettings) -> list[NDArray[np.bool_]]:
         key = (split, inside.foreground, inside.threshold)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Maps, Outcome, Painting, Work
+from bench.contracts import Maps, Outcome, Painting, VectorStream, Work
 from bench.distinct import Gatherer
 from bench.errors import SettingError
 from bench.settings import ObjectSettings, mask_set
@@ -113,7 +113,7 @@ def _splits(settings: ClusterSettings) -> tuple[str, ...]:
 
 
 def _found(
-    work: Work, settings: ClusterSettings, sources: Mapping[str, Maps], seed: int, cells: str
+    work: Work, settings: ClusterSettings, sources: Mapping[str, VectorStream], seed: int, cells: str
 ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
     """Reduced vectors and their clustering; cells: what tells the kept cells from others."""
     about = {"stage": "vectors", "version": 2, "cells": cells}
@@ -184,7 +184,7 @@ def dimensions(settings: ClusterSettings) -> int:
     return int(settings.pca)
 
 
-def _reduce(settings: ClusterSettings, sources: Mapping[str, Maps]) -> dict[str, NDArray[Any]]:
+def _reduce(settings: ClusterSettings, sources: Mapping[str, VectorStream]) -> dict[str, NDArray[Any]]:
     """Vectors of the scored split, and of the split that is clustered where that is another (see `Gathered`)."""
     source = sources[settings.fit]
     reduction = fit_reduction(source, source.channels, settings)
@@ -221,7 +221,9 @@ def reduced_block(
     return normalize_l2(block) if settings.normalize == "l2" else block
 
 
-def _gather(maps: Maps, settings: ClusterSettings, reduction: Reduction | None, name: str) -> dict[str, NDArray[Any]]:
+def _gather(
+    maps: VectorStream, settings: ClusterSettings, reduction: Reduction | None, name: str
+) -> dict[str, NDArray[Any]]:
     """The second pass: the reduced vectors of a split, the only copy that is kept in memory."""
     gatherer = Gatherer(maps.vectors, lambda block: reduced_block(block, reduction, settings))
     for block in maps:

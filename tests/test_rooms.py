@@ -11,7 +11,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"errors", "records", "metrics", "cluster", "distinct", "objects", "paths", "clock", "progress", "cache", "files"},
+    {
+        "errors",
+        "records",
+        "metrics",
+        "cluster",
+        "dense",
+        "distinct",
+        "objects",
+        "paths",
+        "clock",
+        "progress",
+        "cache",
+        "files",
+    },
     {"distributed", "panels", "runs"},
     {
         "contracts",
@@ -26,8 +39,8 @@ LAYERS = [
     },
     {"networks.deeplab", "networks.maskcontrast", "trainer"},
     {"weights", "store", "datasets", "datasets.folder", "datasets.pictures", "datasets.shapes", "datasets.voc"},
-    {"augment", "batches", "contrast", "journal"},
-    {"features"},
+    {"augment", "batches", "contrast", "journal", "warp"},
+    {"features", "fitting"},
     {"labels", "foregrounds", "plan", "tables", "testing", "listing"},
     {"formats"},
     {"work"},
@@ -42,7 +55,10 @@ LAYERS = [
 
 PLUGINS_MAY_IMPORT = {
     "adapters": {"records", "contracts", "errors", "settings", "backbone", "weights", "checkpoints", "registry"},
-    "protocols": {"records", "contracts", "errors", "settings", "metrics", "cluster", "distinct", "objects"},
+    "protocols": {
+        *{"records", "contracts", "errors", "settings", "metrics", "cluster", "distinct", "objects"},
+        *{"batches", "dense", "distributed", "images", "trainer", "warp"},
+    },
 }
 
 

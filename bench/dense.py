@@ -1,0 +1,277 @@
+"""Cross-entropy and predictions of linear heads at the size of the labels, for many heads at once.
+
+A head's logits are brought bilinearly to its label maps. That step is linear, so loss and gradient are summed over
+bands of a picture: each band is upsampled, reduced and pulled back to the cells while it is in the processor's cache,
+and the logits at label size are never held as a whole. Every head is computed by itself: what happens to one, NaN
+included, does not reach the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["IGNORED", "Axis", "argmax", "axis", "cross_entropy", "weighted_pixels"]
+
+IGNORED = 255
+"""The label of pixels that count nowhere."""
+
+_NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
+"""Upsampled logits per band, on a CPU for every thread: a band stays in the cache of the cores that work on it."""
+
+
+# --- interpolation -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """How the pixels along one axis read the cells of a map by linear interpolation.
+
+    Pixel p is (1 - weight[p]) · x[lower[p]] + weight[p] · x[min(lower[p] + 1, cells - 1)].
+    cells: length of the map. lower: int64 (pixels,), ascending, 0 … cells-1. weight: float64 (pixels,), 0 … 1.
+    """
+
+    cells: int
+    lower: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def matrix(self, like: torch.Tensor) -> torch.Tensor:
+        """The interpolation as a matrix (pixels, cells), with the number format and device of `like`."""
+        # The vectors travel, not the matrix: few enough bytes not to wait for a GPU.
+        lower = torch.from_numpy(self.lower).to(like.device)[:, None]
+        weight = torch.from_numpy(self.weight).to(like.device)[:, None]
+        matrix = torch.zeros(len(self), self.cells, dtype=torch.float64, device=like.device)
+        matrix.scatter_add_(1, lower, 1 - weight)
+        return matrix.scatter_add_(1, (lower + 1).clamp(max=self.cells - 1), weight).to(like.dtype)
+
+    def touched(self, pixels: slice) -> slice:
+        """The cells that a range of pixels reads."""
+        return slice(int(self.lower[pixels.start]), min(int(self.lower[pixels.stop - 1]) + 2, self.cells))
+
+
+def axis(pixels: int, extent: float, cells: int, stride: float, offset: float = 0.0) -> Axis:
+    """Linear interpolation between the centres of cells; outside the outermost centres the edge value holds.
+
+    Output pixel y of an axis that was resized from `pixels` to `extent` input pixels (before padding) has its centre at
+    (y + 1/2) · extent / pixels in input coordinates, cell i at offset + (i + 1/2) · stride. `bench.images.cell_index`
+    is the nearest neighbour on the same grid. Where extent = cells · stride and offset = 0 this is torch's bilinear
+    interpolation with align_corners False.
+
+    stride, offset: as in `Tap`, in input pixels.
+    """
+    centres = (2 * np.arange(pixels, dtype=np.float64) + 1) * extent / (2 * pixels)
+    position = np.clip((centres - offset) / stride - 0.5, 0, cells - 1)
+    lower = np.floor(position).astype(np.int64)
+    return Axis(cells, lower, position - lower)
+
+
+class _Upsampling:
+    """Maps of a few heads at the size of the labels, band by band, and the way back; its buffers are used again."""
+
+    def __init__(self, rows: Axis, columns: Axis, heads: int, classes: int, like: torch.Tensor) -> None:
+        """heads: at most how many maps come at once. like: a tensor with the number format and device to compute in."""
+        self.rows, self.columns, self.classes, self.like = rows, columns, classes, like
+        self.down, self.across = rows.matrix(like), columns.matrix(like)
+        most = _numbers_at_once(like.device)
+        one = classes * len(columns)
+        self.heads = min(max(most // (one * len(rows)), 1), heads)
+        self.lines = min(max(most // (one * self.heads), 1), len(rows))
+        self._wide = like.new_empty(rows.cells * self.heads * one)
+        self._band = like.new_empty(self.lines * self.heads * one)
+
+    def groups(self, heads: int) -> Iterator[slice]:
+        """The heads of a batch, a group at a time."""
+        return (slice(first, min(first + self.heads, heads)) for first in range(0, heads, self.heads))
+
+    def bands(self, maps: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows and their upsampled logits (rows, n, C, W), for maps (n, C, h, w); each is overwritten by the next."""
+        shape = (len(maps), self.classes, len(self.columns))
+        lines = maps.permute(2, 0, 1, 3).to(self.like.dtype).reshape(-1, self.columns.cells)
+        wide = self._wide[: self.rows.cells * int(np.prod(shape))].view(len(lines), -1)
+        torch.mm(lines, self.across.T, out=wide)
+        wide = wide.view(self.rows.cells, -1)
+        for top in range(0, len(self.rows), self.lines):
+            band = slice(top, min(top + self.lines, len(self.rows)))
+            cells = self.rows.touched(band)
+            high = self._band[: (band.stop - band.start) * wide.shape[1]].view(-1, wide.shape[1])
+            torch.mm(self.down[band, cells], wide[cells], out=high)
+            yield band, high.view(-1, *shape)
+
+    def adjoint(self, wide: torch.Tensor, gradient: torch.Tensor, band: slice) -> None:
+        """Add what a gradient (rows, n, C, W) at a band's logits is along the cells' rows to `wide`, (h, n·C·W)."""
+        cells = self.rows.touched(band)
+        wide[cells].addmm_(self.down[band, cells].T, gradient.flatten(1))
+
+    def cells(self, wide: torch.Tensor) -> torch.Tensor:
+        """The gradient at the maps, (n, C, h, w), from the sum of `adjoint` over all bands."""
+        narrow = wide.view(-1, len(self.columns)) @ self.across
+        return narrow.view(self.rows.cells, -1, self.classes, self.columns.cells).permute(1, 2, 0, 3)
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    return _NUMBERS_AT_ONCE["cuda"] if device.type != "cpu" else _NUMBERS_AT_ONCE["cpu"] * torch.get_num_threads()
+
+
+# --- the loss ----------------------------------------------------------------------------------------------
+
+
+def weighted_pixels(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """What each head's loss is divided by: the sum of weight · labelled pixels over pictures, float64 (heads,).
+
+    labels: uint8 (B, H, W). weights: (heads, B). Sums over the parts of a batch, or over processes, add up.
+    """
+    return weights.double() @ (labels != IGNORED).sum((1, 2)).double()
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    rows: Axis,
+    columns: Axis,
+    weights: torch.Tensor,
+    normaliser: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean cross-entropy of each head at the size of the labels, (heads,); differentiable once in the logits.
+
+    The loss of a head is Σ weight · (log Σ_c exp z_c - z_label) / normaliser over the pictures and their labelled
+    pixels, z the logits brought bilinearly to the label's size. It is 0, without gradient, where the normaliser is,
+    and a picture of weight 0 has no part in it. Computed in float64 for logits in float64, else in float32, autocast
+    or not. The gradient comes with the loss when it is asked for: `backward` only scales it.
+
+    logits: (B, heads, C, h, w), C at most 255, in any layout. labels: uint8 (B, H, W), below C, or 255 where ignored.
+    rows, columns: from h cells to H pixels, from w to W. weights: (heads, B), 0 or more.
+    normaliser: (heads,); by default `weighted_pixels` of these labels. A batch in parts of different sizes, or over
+    several processes, gives each part the sum over all, and adds the losses.
+    Raises ValueError for shapes that do not fit together.
+    """
+    _check(logits.shape[1:], rows, columns)
+    wanted = (logits.shape[0], len(rows), len(columns))
+    if labels.shape != wanted or weights.shape != (logits.shape[1], logits.shape[0]):
+        seen = f"{tuple(labels.shape)} and weights {tuple(weights.shape)}"
+        raise ValueError(f"logits {tuple(logits.shape)} need labels {wanted} and weights (heads, B), got labels {seen}")
+    total = weighted_pixels(labels, weights) if normaliser is None else normaliser.double()
+    scale = torch.where(total[:, None] > 0, weights.double() / total[:, None], 0.0)
+    gradient = torch.is_grad_enabled() and logits.requires_grad
+    return cast(torch.Tensor, _CrossEntropy.apply(logits, labels, rows, columns, scale, gradient))  # type: ignore[no-untyped-call]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """`cross_entropy` with scale = weights / normaliser, float64 (heads, B)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        rows: Axis,
+        columns: Axis,
+        scale: torch.Tensor,
+        gradient: bool,
+    ) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            like = logits.new_empty(0, dtype=_computed_in(logits))
+            upsampling = _Upsampling(rows, columns, logits.shape[1], logits.shape[2], like)
+            sums = scale.new_empty(scale.shape)
+            slopes = like.new_empty(logits.shape if gradient else 0)
+            for index, (picture, label) in enumerate(zip(logits, labels, strict=True)):
+                target = _Target.of(label, like)
+                for heads in upsampling.groups(len(picture)):
+                    loss, slope = _loss_of(upsampling, picture[heads], target, gradient)
+                    sums[heads, index] = loss
+                    if slope is not None:
+                        slopes[index, heads] = slope
+            if gradient:
+                factors = scale.T[:, :, None, None, None].to(like)
+                ctx.save_for_backward(slopes.mul_(factors).masked_fill_(factors == 0, 0))
+            ctx.dtype = logits.dtype
+            # A picture that is held out must not count, not even as NaN.
+            return torch.where(scale > 0, sums * scale, 0.0).sum(1).to(like)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * upstream[:, None, None, None]).to(ctx.dtype), None, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A label map as what the loss reads: index, int64 (H, W), 0 where ignored; valid, 0 or 1 (H, W)."""
+
+    index: torch.Tensor
+    valid: torch.Tensor
+
+    @classmethod
+    def of(cls, label: torch.Tensor, like: torch.Tensor) -> _Target:
+        ignored = label == IGNORED
+        return cls(label.long().masked_fill_(ignored, 0), torch.logical_not(ignored).to(like.dtype))
+
+    def rows(self, band: slice, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index and valid of some rows, each (rows, heads, 1, W)."""
+        return tuple(  # type: ignore[return-value]
+            part[band][:, None, None].expand(-1, heads, -1, -1) for part in (self.index, self.valid)
+        )
+
+
+def _loss_of(
+    upsampling: _Upsampling, maps: torch.Tensor, target: _Target, gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed cross-entropy of one picture, float64 (n,), and its gradient at the maps (n, C, h, w)."""
+    sums = maps.new_zeros(len(maps), dtype=torch.float64)
+    wide = (
+        upsampling.like.new_zeros(maps.shape[2], maps[:, :, 0, 0].numel() * len(upsampling.columns))
+        if gradient
+        else None
+    )
+    for band, logits in upsampling.bands(maps):
+        index, valid = target.rows(band, len(maps))
+        logits.sub_(logits.amax(2, keepdim=True))
+        chosen = logits.gather(2, index)
+        total = logits.exp_().sum(2, keepdim=True)
+        sums += total.log().sub_(chosen).mul_(valid).sum((0, 2, 3), dtype=torch.float64)
+        if wide is not None:
+            slope = logits.mul_(valid / total).scatter_add_(2, index, -valid)
+            upsampling.adjoint(wide, slope, band)
+    return sums, None if wide is None else upsampling.cells(wide)
+
+
+# --- predictions -------------------------------------------------------------------------------------------
+
+
+def argmax(logits: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
+    """The class of the largest upsampled logit at every pixel, uint8 (heads, H, W); the smaller class wins a tie.
+
+    logits: one picture's, (heads, C, h, w), C at most 255, in any layout. rows, columns: as for `cross_entropy`.
+    Raises ValueError for shapes that do not fit together.
+    """
+    _check(logits.shape, rows, columns)
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        like = logits.new_empty(0, dtype=_computed_in(logits))
+        upsampling = _Upsampling(rows, columns, logits.shape[0], logits.shape[1], like)
+        classes = logits.new_empty(len(logits), len(rows), len(columns), dtype=torch.uint8)
+        for heads in upsampling.groups(len(logits)):
+            for band, high in upsampling.bands(logits[heads]):
+                classes[heads, band] = high.argmax(2).transpose(0, 1)
+        return classes
+
+
+def _computed_in(logits: torch.Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check(shape: torch.Size, rows: Axis, columns: Axis) -> None:
+    """shape: (heads, C, h, w)."""
+    if tuple(shape[2:]) != (rows.cells, columns.cells):
+        raise ValueError(
+            f"logits of {shape[2]}×{shape[3]} cells need axes that read as many, got {rows.cells}×{columns.cells}"
+        )
+    if shape[1] > IGNORED:
+        raise ValueError(f"labels are bytes and {IGNORED} is ignored: at most {IGNORED} classes, got {shape[1]}")

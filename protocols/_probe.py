@@ -1,0 +1,333 @@
+"""The linear probe at work: heads on one or several maps, trained side by side over the same batches.
+
+Every setting that is tried has a head trained on the whole train split. Where there are several, each has a second one
+that never sees a tenth of it: by the mIoU on that tenth one setting is chosen, and its first head is scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.batches import per_epoch
+from bench.contracts import Examples, Lessons, Maps, Outcome, Painting, Scores, Work
+from bench.errors import InputError, SettingError
+from bench.metrics import Counts, score
+from bench.records import IGNORE
+from bench.settings import parse_size
+from bench.warp import Warp
+
+from ._draw import drawn
+from ._heads import Head, Heads, taps_of
+from ._linear import LinearSettings, drop_epoch
+from ._samples import FromMaps, FromPictures, Group, together
+
+__all__ = ["predict", "run"]
+
+HELD_OUT = 10
+"""One picture in so many is held out where there is something to choose."""
+
+_DROPPED = 0.1
+"""What the learning rate is multiplied by once it drops."""
+
+
+def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
+    """Train heads as the settings say, or take those that are there, and score one on the scored split."""
+    own = [tap.name for tap in work.network.taps.values() if tap.kind == "class_logit"]
+    if settings.head == "adapter" and not own:
+        raise SettingError(f"linear.head=adapter: {work.method_name} brings no classifier; take head=train")
+    if settings.head == "adapter" or (settings.head == "auto" and own):
+        return _score_own(work, settings, own[0])
+    if settings.head.startswith("row:"):
+        return _score_stored(work, settings, work.stored(settings.head.removeprefix("row:")))
+    heads = _heads(work, settings)
+    train = work.examples("train")
+    held = drawn(train.names, max(1, round(len(train.names) / HELD_OUT)), "held out") if heads[0].judged else []
+    if heads[0].judged and len(train.names) < 2:
+        raise InputError("there is one picture to train on: none can be held out to choose between settings")
+    data = _samples(work, settings, train, seed)
+    probe = Heads(work, settings, heads, seed)
+    record = _BestOnVal(work, settings, probe)
+    learner = _Watched(probe, record, frozenset(held))
+    batches = per_epoch(len(train.names), settings.batch, settings.drop_last)
+    work.train(
+        learner,
+        probe.optimizer(settings.momentum),
+        Lessons(
+            make=data.make,
+            collate=together,
+            samples=len(train.names),
+            batch=settings.batch,
+            steps=settings.epochs * batches,
+            schedule=_schedule(settings, batches),
+            architecture={"network": "linear", "heads": len(heads), "widths": [t.channels for t in taps_of(work)]},
+            drop_last=settings.drop_last,
+            after_epoch=record.after_epoch,
+            here=settings.features == "cached",
+        ),
+        seed,
+    )
+    return _outcome(work, settings, probe, record, held)
+
+
+def _schedule(settings: LinearSettings, batches: int) -> Callable[[int], float]:
+    """What the rates are multiplied by at a step: 1, and a tenth once the epochs before the drop are done."""
+    at = drop_epoch(settings)
+    last = settings.epochs * batches if at is None else at * batches
+    return lambda step: 1.0 if step < last else _DROPPED
+
+
+def _samples(work: Work, settings: LinearSettings, train: Examples, seed: int) -> FromMaps | FromPictures:
+    stretched = parse_size(settings.size)
+    if settings.features == "cached":
+        return FromMaps(work.maps("train"), len(work.taps), train, grid=settings.grid, stretched=stretched)
+    labelled = settings.border == "background" and work.background is not None
+    warp = Warp(
+        flip=settings.flip,
+        rotate=settings.rotate,
+        zoom=(settings.zoom[0], settings.zoom[1]),
+        border=work.background if labelled and work.background is not None else IGNORE,
+        area=(settings.area[0], settings.area[1]) if settings.area[0] < 1 else None,
+        size=stretched,
+        interpolation=settings.interpolation,
+    )
+    network = work.network
+    return FromPictures(train, warp, seed, pad_to=network.pad_to, grid=settings.grid, whole=network.needs_labels)
+
+
+def predict(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:
+    """The classes that a finished row's head gives other pictures."""
+    if "weight" not in arrays:
+        maps = work.maps_by(work.network, next(t.name for t in work.network.taps.values() if t.kind == "class_logit"))
+        return Painting(pixels=work.paint_scores(maps, _own_scores(maps, work.device), at=settings.decide))
+    maps = work.maps("eval")
+    return Painting(pixels=work.paint_scores(maps, _stored_scores(work, settings, maps, arrays), at=settings.decide))
+
+
+# --- heads -------------------------------------------------------------------------------------------------
+
+
+def _heads(work: Work, settings: LinearSettings) -> list[Head]:
+    """The heads that are judged, where there is something to choose, then those that may be scored."""
+    tried = [
+        Head(which=which, tap=tap, lr=lr, weight_decay=decay)
+        for (which, tap), lr, decay in itertools.product(enumerate(work.taps), settings.lr, settings.weight_decay)
+    ]
+    if len(tried) == 1:
+        return tried
+    judged = [
+        Head(which=head.which, tap=head.tap, lr=head.lr, weight_decay=head.weight_decay, judged=True) for head in tried
+    ]
+    return [*judged, *tried]
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+class _Watched:
+    """The probe as the training loop knows it: figures, heads that failed, and the best epochs so far."""
+
+    def __init__(self, probe: Heads, record: _BestOnVal, held: frozenset[int]) -> None:
+        self._probe, self._record, self._held = probe, record, held
+        shown = [head for head in probe.heads if not head.judged]
+        self._names = [f"loss {head.tap} lr={head.lr:g} wd={head.weight_decay:g}" for head in shown]
+
+    def step(self, batch: Sequence[Group]) -> Mapping[str, torch.Tensor]:
+        """One batch, in groups of equal size. A head whose loss is not a number is left behind, the others go on."""
+        probe = self._probe
+        losses = probe.losses(batch, self._held)
+        for norm in probe.norms:
+            norm.settle()
+        probe.steps += 1
+        fine = torch.isfinite(losses)
+        first = ~fine & (probe.failed_at < 0)
+        probe.failed_at = torch.where(first, torch.full_like(probe.failed_at, probe.steps), probe.failed_at)
+        figures = {"loss": torch.where(fine, losses, 0).sum() / fine.sum()}
+        if len(self._names) > 1:
+            figures |= dict(zip(self._names, losses[-len(self._names) :], strict=True))
+        return figures
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"probe": self._probe.state_dict(), "best": self._record.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        self._probe.load_state_dict(state["probe"])
+        self._record.best = [tuple(entry) for entry in state["best"]]
+
+
+class _BestOnVal:
+    """After every epoch, the mIoU of every head on the scored split; the best so far is kept, with its epoch."""
+
+    def __init__(self, work: Work, settings: LinearSettings, probe: Heads) -> None:
+        self._work, self._settings, self._probe = work, settings, probe
+        self._numbers = probe.in_order([n for n, head in enumerate(probe.heads) if not head.judged])
+        self.best: list[tuple[float, int]] = [(-1.0, 0) for _ in probe.heads]
+        self._last: tuple[int, list[Counts]] = (-1, [])
+
+    def after_epoch(self, epoch: int) -> None:
+        every = self._settings.val_every
+        if not every or (epoch % every and epoch != self._settings.epochs):
+            return
+        for number, counts in zip(self._numbers, self.counts(epoch), strict=True):
+            miou = _judge(counts)["miou"]
+            if miou > self.best[number][0]:
+                self.best[number] = (miou, epoch)
+
+    def counts(self, epoch: int) -> list[Counts]:
+        """Counts of the scored split by every head that may be scored, in the order of `in_order`."""
+        if self._last[0] != epoch:
+            self._last = (epoch, _count(self._work, self._settings, self._probe, self._numbers))
+        return self._last[1]
+
+    def figures(self) -> dict[int, Counts]:
+        """Counts at the end, by the number of the head."""
+        return dict(zip(self._numbers, self.counts(self._settings.epochs), strict=True))
+
+
+def _count(work: Work, settings: LinearSettings, probe: Heads, numbers: Sequence[int]) -> list[Counts]:
+    maps = work.maps("eval")
+    return work.count_scores(maps, probe.scores(maps, numbers), at=settings.decide)
+
+
+def _judge(counts: Counts) -> dict[str, Any]:
+    confusion = counts.confusion()
+    return score(confusion, np.arange(confusion.shape[1]), None)
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+
+def _outcome(work: Work, settings: LinearSettings, probe: Heads, record: _BestOnVal, held: Sequence[int]) -> Outcome:
+    counts = record.figures()
+    scored = list(counts)
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
+    chosen = min(scored)
+    if held:
+        chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
+    notes += _failures(probe) + _unseen(work, probe)
+    for note in notes:
+        work.say(note)
+    best, epoch = record.best[chosen]
+    if epoch:
+        facts |= {"best_on_val_miou": best, "best_on_val_epoch": epoch}
+        notes.append(f"best epoch on the scored split, as papers report: {100 * best:.1f} (epoch {epoch})")
+    weight, bias = probe.folded(chosen)
+    return Outcome(
+        counts=counts[chosen],
+        arrays={
+            "weight": weight.cpu().numpy(),
+            "bias": bias.cpu().numpy(),
+            "which": np.array(probe.heads[chosen].which, np.int32),
+        },
+        notes=tuple(notes),
+        facts=facts,
+        matched=np.arange(work.classes),
+    )
+
+
+def _choose(
+    work: Work,
+    settings: LinearSettings,
+    probe: Heads,
+    record: _BestOnVal,
+    counts: Mapping[int, Counts],
+    held: Sequence[int],
+) -> tuple[int, dict[str, Any], list[str]]:
+    """The head to be scored, by the mIoU over the classes present in the held-out tenth of the train split."""
+    judged = probe.in_order([number for number, head in enumerate(probe.heads) if head.judged])
+    maps = work.maps("train", only=held)
+    found = work.count_scores(maps, probe.scores(maps, judged), at=settings.decide)
+    dead = probe.failed_at.tolist()
+    values = {
+        number: -1.0 if dead[number] >= 0 else _judge(of_head)["miou_present"]
+        for number, of_head in zip(judged, found, strict=True)
+    }
+    best = max(sorted(values), key=values.__getitem__)
+    varied = [
+        name
+        for name, several in (("tap", work.taps), ("lr", settings.lr), ("weight_decay", settings.weight_decay))
+        if len(several) > 1
+    ]
+    tried = {}
+    for number, value in sorted(values.items()):
+        twin = number + len(judged)
+        tried[probe.heads[number].text(varied)] = {
+            "held_out_miou": max(value, 0.0),
+            "miou": _judge(counts[twin])["miou"],
+            "best_on_val_miou": max(record.best[twin][0], 0.0),
+        }
+    shown = "; ".join(
+        f"{name}: {100 * figures['held_out_miou']:.1f}, {100 * figures['miou']:.1f}" for name, figures in tried.items()
+    )
+    note = (
+        f"chosen by a tenth of the train split ({len(held)} pictures): {probe.heads[best].text(varied)}; tried (mIoU "
+        f"held out, on the scored split): {shown}"
+    )
+    return best + len(judged), {"tried": tried}, [note]
+
+
+def _failures(probe: Heads) -> list[str]:
+    return [
+        f"lr={head.lr:g} diverged on {head.tap}: its loss was not a number at step {step}"
+        for head, step in zip(probe.heads, probe.failed_at.tolist(), strict=True)
+        if step >= 0 and not head.judged
+    ]
+
+
+def _unseen(work: Work, probe: Heads) -> list[str]:
+    absent = [name for name, pixels in zip(work.class_names, probe.seen.tolist(), strict=False) if not pixels]
+    if not absent:
+        return []
+    return [f"no pixel of the train split has the class {', '.join(absent)}: it cannot be learnt and counts as missed"]
+
+
+def _score_own(work: Work, settings: LinearSettings, tap: str) -> Outcome:
+    """The checkpoint's own classifier; nothing is trained."""
+    channels = work.network.taps[tap].channels
+    if channels != work.classes:
+        raise SettingError(
+            f"the classifier of {work.method_name} knows {channels} classes, the data set has {work.classes}: train "
+            "one with --set linear.head=train"
+        )
+    maps = work.maps_by(work.network, tap)
+    (counts,) = work.count_scores(maps, _own_scores(maps, work.device), at=settings.decide)
+    note = "the checkpoint's own classifier; nothing was trained"
+    return Outcome(counts=counts, notes=(note,), matched=np.arange(work.classes))
+
+
+def _own_scores(maps: Maps, device: str) -> Iterator[Scores]:
+    for index, block in enumerate(maps):
+        logits = torch.from_numpy(block).to(device).view(*maps.grid(index), -1)
+        yield [(0, logits.permute(2, 0, 1)[None])]
+
+
+def _score_stored(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[Any]]) -> Outcome:
+    """A finished row's head; nothing is trained."""
+    if "weight" not in arrays or len(arrays["bias"]) != work.classes:
+        raise SettingError(
+            f"linear.{settings.head}: that row has no head for the {work.classes} classes of this data set"
+        )
+    maps = work.maps("eval")
+    (counts,) = work.count_scores(maps, _stored_scores(work, settings, maps, arrays), at=settings.decide)
+    arrays = {name: np.asarray(arrays[name]) for name in ("weight", "bias", "which")}
+    note = f"the head of the row {settings.head.removeprefix('row:')}; nothing was trained"
+    return Outcome(counts=counts, arrays=arrays, notes=(note,), matched=np.arange(work.classes))
+
+
+def _stored_scores(
+    work: Work, settings: LinearSettings, maps: Maps, arrays: Mapping[str, NDArray[Any]]
+) -> Iterator[Scores]:
+    which = int(arrays["which"])
+    weight, bias = (torch.from_numpy(np.asarray(arrays[name])).to(work.device) for name in ("weight", "bias"))
+    unit = settings.normalize == "l2"
+    for index, blocks in enumerate(maps.together()):
+        block = torch.from_numpy(blocks[which]).to(work.device)
+        vectors = block / block.norm(dim=-1, keepdim=True).clamp_min(1e-12) if unit else block
+        logits = torch.addmm(bias, vectors, weight.T).view(*maps.grid(index, which), -1)
+        yield [(which, logits.permute(2, 0, 1)[None])]
