@@ -11,7 +11,7 @@ import torch
 from bench.backbone import Backbone
 from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError
-from bench.networks.maskcontrast import Arch, MaskContrastNetwork, from_description
+from bench.networks.maskcontrast import Arch, LinearMaskContrast, MaskContrastNetwork, from_description
 from bench.records import AdapterRequest, Checkpoint, KeyRule
 from bench.weights import load_into, seeded
 
@@ -61,6 +61,21 @@ class MaskContrastBackbone(Backbone):
         return ((inputs.float() * std + mean) / self.scale).round().abs()
 
 
+class LinearBackbone(Backbone):
+    """The maps of a `LinearMaskContrast`, and those of its ResNet."""
+
+    body: LinearMaskContrast
+
+    def __init__(self, network: LinearMaskContrast, account: Mapping[str, Any]) -> None:
+        super().__init__(network, taps=(*network.backbone.taps, *network.taps), default_tap="decoder", account=account)
+
+    def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        network, wanted = self.body, {tap for tap in taps if tap not in ("decoder", "classes")}
+        headed = len(wanted) < len(taps)
+        maps: dict[str, torch.Tensor] = dict(network.backbone(inputs, {*wanted, "layer4"} if headed else wanted))
+        return maps | network.heads(maps["layer4"]) if headed else maps
+
+
 def build_maskcontrast(
     request: AdapterRequest, *, arch: Arch | Literal["auto"], random_embedding: bool, own_layout: KeyRule
 ) -> Backbone:
@@ -70,7 +85,12 @@ def build_maskcontrast(
     Raises CheckpointError for a file that names another architecture.
     """
     checkpoint = request.checkpoint
-    description = _description(checkpoint)
+    held = _held(checkpoint)
+    if _CLASSIFIER in held:
+        return _build_linear(checkpoint, len(held[_CLASSIFIER]))
+    description = held.get("architecture") if checkpoint.kind == "file" else None
+    if not isinstance(description, Mapping):
+        description = None
     if description is not None:
         if arch not in ("auto", description.get("arch")):
             raise CheckpointError(
@@ -92,9 +112,17 @@ def build_maskcontrast(
     return MaskContrastBackbone(network, noise, loaded.as_dict() if loaded else {})
 
 
-def _description(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The architecture that a file of the user's names, None where it names none."""
-    if checkpoint.kind != "file" or checkpoint.path is None:
-        return None
-    named = read_checkpoint(checkpoint.path).get("architecture")
-    return named if isinstance(named, Mapping) else None
+_CLASSIFIER = "decoder.4.weight"
+"""The key that tells a linear-finetuned file."""
+
+
+def _held(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What the checkpoint's file holds, {} where there is none; tensors are mapped, not read."""
+    return {} if checkpoint.path is None else read_checkpoint(checkpoint.path)
+
+
+def _build_linear(checkpoint: Checkpoint, classes: int) -> LinearBackbone:
+    with seeded(checkpoint.seed):
+        network = LinearMaskContrast(classes)
+    loaded = load_into(network, checkpoint)
+    return LinearBackbone(network, loaded.as_dict() if loaded else {})

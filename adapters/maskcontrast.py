@@ -37,6 +37,9 @@ def _layouts(queue: int) -> tuple[KeyRule, ...]:
     return tuple(KeyRule(entry=entry, prefix="module.model_q.", probe=probe) for entry in ("model", ""))
 
 
+_LINEAR_LAYOUT = KeyRule(probe=(("decoder.4.weight", (21, 256, 1, 1)), ("backbone.conv1.weight", (64, 3, 7, 7))))
+"""The bare state of the released code's linear probe, with its classifier."""
+
 OWN_LAYOUT = KeyRule(entry="model", prefix="model_q.")
 """Checkpoints of the producer `maskcontrast`."""
 
@@ -80,6 +83,30 @@ CARD = MethodCard(
             training_data="PASCAL VOC 2012 and ImageNet-1k without labels, masks of an unsupervised saliency network",
             verified=_VERIFIED,
         ),
+        CheckpointCard(
+            name="supervised-saliency-linear",
+            filename="maskcontrast_supervised_saliency_linear.pth.tar",
+            manual=(
+                f"download {_drive('1C2iv8wFV8MNLYLKw2E0Do2aeO-eaWNw3')} in a browser, name it "
+                "maskcontrast_supervised_saliency_linear.pth.tar"
+            ),
+            layouts=(_LINEAR_LAYOUT,),
+            licence=_LICENCE,
+            training_data="as supervised-saliency; a classifier with the labels of PASCAL VOC 2012 trainaug",
+            verified=_VERIFIED,
+        ),
+        CheckpointCard(
+            name="unsupervised-saliency-linear",
+            filename="maskcontrast_unsupervised_saliency_linear.pth.tar",
+            manual=(
+                f"download {_drive('1y-HZTHHTyAceiFDLAraLXooGOdyQqY2Z')} in a browser, name it "
+                "maskcontrast_unsupervised_saliency_linear.pth.tar"
+            ),
+            layouts=(_LINEAR_LAYOUT,),
+            licence=_LICENCE,
+            training_data="as unsupervised-saliency; a classifier with the labels of PASCAL VOC 2012 trainaug",
+            verified=_VERIFIED,
+        ),
     ),
     options=MaskContrastOptions,
     taps=("layer1", "layer2", "layer3", "layer4", "decoder", "embedding", "saliency"),
@@ -87,8 +114,9 @@ CARD = MethodCard(
     probe_tap="decoder",
     notes=(
         "K-means and retrieval read the embedding (32-d, not normalised), the linear probe of the paper the decoder "
-        "(256-d). An untrained network is in eval mode: its batch norm has mean 0 and variance 1. `small` has no "
-        "layer4."
+        "(256-d). The files `…-linear` hold the classifier of the released probe, which `linear` scores as it is; they "
+        "have the map `classes`, and no embedding. An untrained network is in eval mode: its batch norm has mean 0 and "
+        "variance 1. `small` has no layer4."
     ),
 )
 

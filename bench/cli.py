@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -111,7 +112,7 @@ def eval(
     results: Results = None,
     cache_folder: CacheFolder = None,
 ) -> None:
-    """Score methods under protocols; prints one table."""
+    """Score methods under protocols; prints one table. Protocols that train run under torchrun as `train` does."""
     from bench.datasets import default_dataset
     from bench.errors import SettingError
     from bench.plan import Request, make_plan
@@ -140,17 +141,19 @@ def eval(
         results=results or paths.results_root(),
         cache=cache_folder or paths.cache_root(),
     )
-    plan = make_plan(request, fetch=not dry_run)
     if dry_run:
         from bench.price import price
 
-        _print(price(plan))
+        _print(price(make_plan(request, fetch=False)))
         return
     from bench import formats, tables
     from bench.evaluate import evaluate
+    from bench.processes import in_turn, processes
 
-    rows = evaluate(plan)
-    _print(json.dumps([row.to_json() for row in rows], indent=1) if as_json else formats.text(tables.build(rows)))
+    with processes(device) as own:
+        rows = evaluate(in_turn(lambda: make_plan(dataclasses.replace(request, device=own))))
+    if os.environ.get("RANK", "0") == "0":
+        _print(json.dumps([row.to_json() for row in rows], indent=1) if as_json else formats.text(tables.build(rows)))
 
 
 def _whole_numbers(text: str | None) -> tuple[int, ...]:

@@ -2,13 +2,14 @@
 
 A head's logits are brought bilinearly to its label maps. That step is linear, so loss and gradient are summed over
 bands of a picture: each band is upsampled, reduced and pulled back to the cells while it is in the processor's cache,
-and the logits at label size are never held as a whole. Every head is computed by itself: what happens to one, NaN
-included, does not reach the others.
+and the logits at label size are never held as a whole. What happens to one head, NaN included, does not reach the
+others; on a CPU a head's result has the same bits whatever the number of heads and threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +23,10 @@ IGNORED = 255
 """The label of pixels that count nowhere."""
 
 _NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
-"""Upsampled logits per band, on a CPU for every thread: a band stays in the cache of the cores that work on it."""
+"""Upsampled logits per band: on a CPU a band stays in the cache of the core that works on it."""
+
+Task = tuple[int, slice]
+"""A picture of the batch, and some of its heads."""
 
 
 # --- interpolation -----------------------------------------------------------------------------------------
@@ -76,48 +80,76 @@ def axis(pixels: int, extent: float, cells: int, stride: float, offset: float = 
 class _Upsampling:
     """Maps of a few heads at the size of the labels, band by band, and the way back; its buffers are used again."""
 
-    def __init__(self, rows: Axis, columns: Axis, heads: int, classes: int, like: torch.Tensor) -> None:
-        """heads: at most how many maps come at once. like: a tensor with the number format and device to compute in."""
-        self.rows, self.columns, self.classes, self.like = rows, columns, classes, like
+    def __init__(self, rows: Axis, columns: Axis, classes: int, like: torch.Tensor) -> None:
+        """like: a tensor with the number format and device to compute in."""
+        self.classes, self.rows, self.columns = classes, rows, columns
         self.down, self.across = rows.matrix(like), columns.matrix(like)
-        most = _numbers_at_once(like.device)
-        one = classes * len(columns)
-        self.heads = min(max(most // (one * len(rows)), 1), heads)
-        self.lines = min(max(most // (one * self.heads), 1), len(rows))
-        self._wide = like.new_empty(rows.cells * self.heads * one)
-        self._band = like.new_empty(self.lines * self.heads * one)
-
-    def groups(self, heads: int) -> Iterator[slice]:
-        """The heads of a batch, a group at a time."""
-        return (slice(first, min(first + self.heads, heads)) for first in range(0, heads, self.heads))
+        self.like = like
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def bands(self, maps: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows and their upsampled logits (rows, n, C, W), for maps (n, C, h, w); each is overwritten by the next."""
+        """Rows, and their upsampled logits (rows, n, C, W) for maps (n, C, h, w); each overwrites the one before."""
         shape = (len(maps), self.classes, len(self.columns))
         lines = maps.permute(2, 0, 1, 3).to(self.like.dtype).reshape(-1, self.columns.cells)
-        wide = self._wide[: self.rows.cells * int(np.prod(shape))].view(len(lines), -1)
+        wide = self._buffer("wide", len(lines), len(self.columns))
         torch.mm(lines, self.across.T, out=wide)
         wide = wide.view(self.rows.cells, -1)
-        for top in range(0, len(self.rows), self.lines):
-            band = slice(top, min(top + self.lines, len(self.rows)))
+        step = max(_NUMBERS_AT_ONCE[self.like.device.type] // wide.shape[1], 1)
+        for top in range(0, len(self.rows), step):
+            band = slice(top, min(top + step, len(self.rows)))
             cells = self.rows.touched(band)
-            high = self._band[: (band.stop - band.start) * wide.shape[1]].view(-1, wide.shape[1])
-            torch.mm(self.down[band, cells], wide[cells], out=high)
-            yield band, high.view(-1, *shape)
+            high = self._buffer("band", band.stop - band.start, wide.shape[1])
+            yield band, torch.mm(self.down[band, cells], wide[cells], out=high).view(-1, *shape)
 
-    def adjoint(self, wide: torch.Tensor, gradient: torch.Tensor, band: slice) -> None:
-        """Add what a gradient (rows, n, C, W) at a band's logits is along the cells' rows to `wide`, (h, n·C·W)."""
+    def gradient(self, heads: int) -> torch.Tensor:
+        """Where `adjoint` adds, zero at first: (h, heads · C · W)."""
+        return self._buffer("gradient", self.rows.cells, heads * self.classes * len(self.columns)).zero_()
+
+    def adjoint(self, gradient: torch.Tensor, slope: torch.Tensor, band: slice) -> None:
+        """Add what a slope (rows, n, C, W) at a band's logits is at the cells' rows."""
         cells = self.rows.touched(band)
-        wide[cells].addmm_(self.down[band, cells].T, gradient.flatten(1))
+        gradient[cells].addmm_(self.down[band, cells].T, slope.flatten(1))
 
-    def cells(self, wide: torch.Tensor) -> torch.Tensor:
-        """The gradient at the maps, (n, C, h, w), from the sum of `adjoint` over all bands."""
-        narrow = wide.view(-1, len(self.columns)) @ self.across
+    def at_cells(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient at the maps, (n, C, h, w), once all bands were added."""
+        narrow = gradient.view(-1, len(self.columns)) @ self.across
         return narrow.view(self.rows.cells, -1, self.classes, self.columns.cells).permute(1, 2, 0, 3)
 
+    def _buffer(self, name: str, *shape: int) -> torch.Tensor:
+        """Memory for a matrix; the largest that was asked for comes first, and is kept."""
+        numbers = shape[0] * shape[1]
+        if name not in self._buffers or len(self._buffers[name]) < numbers:
+            self._buffers[name] = self.like.new_empty(numbers)
+        return self._buffers[name][:numbers].view(shape)
 
-def _numbers_at_once(device: torch.device) -> int:
-    return _NUMBERS_AT_ONCE["cuda"] if device.type != "cpu" else _NUMBERS_AT_ONCE["cpu"] * torch.get_num_threads()
+
+def _tasks(pictures: int, heads: int, numbers: int, device: torch.device) -> list[Task]:
+    """What is computed at once: a head on a CPU, elsewhere as many as fill a band. numbers: a head's logits."""
+    step = 1 if device.type == "cpu" else max(_NUMBERS_AT_ONCE["cuda"] // numbers, 1)
+    firsts = range(0, heads, step)
+    return [(picture, slice(first, min(first + step, heads))) for picture in range(pictures) for first in firsts]
+
+
+def _share(tasks: list[Task], work: Callable[[Iterable[Task]], None], device: torch.device) -> None:
+    """Do the tasks: on a CPU in as many threads as torch has, each of which computes alone.
+
+    The threads of a single operation would wait for the slowest of them after each band, which is thousands of times a
+    step, and for long where other programs (the workers that read pictures) want the cores too.
+    """
+    if device.type != "cpu":
+        return work(tasks)
+    threads, queue, inference = torch.get_num_threads(), iter(tasks), torch.is_inference_mode_enabled()
+
+    def run() -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # neither reaches a new thread
+            work(queue)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(run) for _ in range(min(threads, len(tasks)))]:
+                done.result()
+    finally:
+        torch.set_num_threads(threads)  # for threads to come: this one never had another number
 
 
 # --- the loss ----------------------------------------------------------------------------------------------
@@ -176,24 +208,26 @@ class _CrossEntropy(torch.autograd.Function):
         scale: torch.Tensor,
         gradient: bool,
     ) -> torch.Tensor:
+        like = logits.new_empty(0, dtype=_computed_in(logits))
+        sums, slopes = scale.new_empty(scale.shape), like.new_empty(logits.shape if gradient else 0)
+
+        def work(tasks: Iterable[Task]) -> None:
+            upsampling = _Upsampling(rows, columns, logits.shape[2], like)
+            for picture, heads in tasks:
+                found = _loss_of(upsampling, logits[picture, heads], _Target.of(labels[picture], like), gradient)
+                sums[heads, picture] = found[0]
+                if found[1] is not None:
+                    slopes[picture, heads] = found[1]
+
         with torch.autocast(logits.device.type, enabled=False):
-            like = logits.new_empty(0, dtype=_computed_in(logits))
-            upsampling = _Upsampling(rows, columns, logits.shape[1], logits.shape[2], like)
-            sums = scale.new_empty(scale.shape)
-            slopes = like.new_empty(logits.shape if gradient else 0)
-            for index, (picture, label) in enumerate(zip(logits, labels, strict=True)):
-                target = _Target.of(label, like)
-                for heads in upsampling.groups(len(picture)):
-                    loss, slope = _loss_of(upsampling, picture[heads], target, gradient)
-                    sums[heads, index] = loss
-                    if slope is not None:
-                        slopes[index, heads] = slope
-            if gradient:
-                factors = scale.T[:, :, None, None, None].to(like)
-                ctx.save_for_backward(slopes.mul_(factors).masked_fill_(factors == 0, 0))
-            ctx.dtype = logits.dtype
-            # A picture that is held out must not count, not even as NaN.
-            return torch.where(scale > 0, sums * scale, 0.0).sum(1).to(like)
+            numbers = logits.shape[2] * labels[0].numel()
+            _share(_tasks(logits.shape[0], logits.shape[1], numbers, logits.device), work, logits.device)
+        if gradient:
+            factors = scale.T[:, :, None, None, None].to(like)
+            ctx.save_for_backward(slopes.mul_(factors).masked_fill_(factors == 0, 0))
+        ctx.dtype = logits.dtype
+        # A picture that is held out must not count, not even as NaN.
+        return torch.where(scale > 0, sums * scale, 0.0).sum(1).to(like)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -226,21 +260,17 @@ def _loss_of(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed cross-entropy of one picture, float64 (n,), and its gradient at the maps (n, C, h, w)."""
     sums = maps.new_zeros(len(maps), dtype=torch.float64)
-    wide = (
-        upsampling.like.new_zeros(maps.shape[2], maps[:, :, 0, 0].numel() * len(upsampling.columns))
-        if gradient
-        else None
-    )
+    total_gradient = upsampling.gradient(len(maps)) if gradient else None
     for band, logits in upsampling.bands(maps):
         index, valid = target.rows(band, len(maps))
         logits.sub_(logits.amax(2, keepdim=True))
         chosen = logits.gather(2, index)
         total = logits.exp_().sum(2, keepdim=True)
         sums += total.log().sub_(chosen).mul_(valid).sum((0, 2, 3), dtype=torch.float64)
-        if wide is not None:
+        if total_gradient is not None:
             slope = logits.mul_(valid / total).scatter_add_(2, index, -valid)
-            upsampling.adjoint(wide, slope, band)
-    return sums, None if wide is None else upsampling.cells(wide)
+            upsampling.adjoint(total_gradient, slope, band)
+    return sums, None if total_gradient is None else upsampling.at_cells(total_gradient)
 
 
 # --- predictions -------------------------------------------------------------------------------------------
@@ -253,14 +283,18 @@ def argmax(logits: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
     Raises ValueError for shapes that do not fit together.
     """
     _check(logits.shape, rows, columns)
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        like = logits.new_empty(0, dtype=_computed_in(logits))
-        upsampling = _Upsampling(rows, columns, logits.shape[0], logits.shape[1], like)
-        classes = logits.new_empty(len(logits), len(rows), len(columns), dtype=torch.uint8)
-        for heads in upsampling.groups(len(logits)):
+    like = logits.new_empty(0, dtype=_computed_in(logits))
+    classes = logits.new_empty(len(logits), len(rows), len(columns), dtype=torch.uint8)
+
+    def work(tasks: Iterable[Task]) -> None:
+        upsampling = _Upsampling(rows, columns, logits.shape[1], like)
+        for _, heads in tasks:
             for band, high in upsampling.bands(logits[heads]):
-                classes[heads, band] = high.argmax(2).transpose(0, 1)
-        return classes
+                classes[heads, band] = high.max(2).indices.transpose(0, 1)
+
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        _share(_tasks(1, len(logits), logits.shape[1] * classes[0].numel(), logits.device), work, logits.device)
+    return classes
 
 
 def _computed_in(logits: torch.Tensor) -> torch.dtype:

@@ -53,7 +53,7 @@ def _libraries() -> Iterator[Finding]:
 def _device(wanted: str) -> Iterator[Finding]:
     import torch
 
-    from bench.evaluate import usable_device
+    from bench.processes import usable_device
 
     yield Finding(True, f"device: {usable_device(wanted)}, {torch.get_num_threads()} threads")
 

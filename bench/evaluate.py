@@ -6,29 +6,28 @@ data set → adapter → maps → protocol → counts → scores → row
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from bench import fitting, metrics, predictions, registry
+from bench import distributed, fitting, metrics, predictions, registry
 from bench.cache import Cache
 from bench.clock import Clock, peak_memory
 from bench.contracts import Outcome, Variant
-from bench.errors import DatasetError, SettingError
-from bench.features import Runtime, pick_device
+from bench.errors import DatasetError
+from bench.features import Runtime
 from bench.plan import Job, Plan, ProtocolChoice
+from bench.processes import on_rank_0, usable_device
 from bench.progress import track
 from bench.settings import InputSettings, deciding, mask_set
 from bench.store import Row, Store, provenance, run_key
 from bench.work import Built, MethodWork, Session, build
 
-__all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "usable_device", "wanted_seeds"]
+__all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "wanted_seeds"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def evaluate(plan: Plan) -> list[Row]:
     """Make every row of the plan, or read it where it is finished; rows are saved as they are made."""
     with ExitStack() as resources:
         session = open_session(plan, resources)
-        session.store.check_writable()
+        on_rank_0(session.store.check_writable)
         _state_defaults(session)
         rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
     if plan.request.seeds:
@@ -83,19 +82,6 @@ def open_session(plan: Plan, resources: ExitStack) -> Session:
     return Session(plan, runtime, Store(request.results), Cache(request.cache), resources)
 
 
-def usable_device(wanted: str) -> str:
-    """The device to compute on; SettingError for one that is unknown or not in this machine."""
-    device = pick_device(wanted)
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise SettingError(f"--device {wanted} does not fit: expected auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda"):
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(device.partition(":")[2] or 0) >= found:
-            seen = f"there are {found}, counted from 0" if found else "no usable NVIDIA GPU was found"
-            raise SettingError(f"--device {wanted}: {seen}; use --device cpu")
-    return device
-
-
 def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
     finished = _finished(session, job)
     if finished is not None:
@@ -105,8 +91,8 @@ def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
         built = build(session, job)
     for choice, work, variant in _todo(session, job, built):
         row = _evaluate_row(session, job, built, work, choice, variant)
-        if session.plan.request.save_predictions:
-            predictions.save(row, session.store, work, variant.settings)
+        if session.plan.request.save_predictions and not distributed.rank():
+            predictions.save(row, session.store, work, choice, variant.settings)
         yield row
 
 
@@ -267,9 +253,10 @@ def _evaluate_row(
         seconds=session.runtime.clock.take(),
         peak_memory_bytes=peak_memory(),
     )
-    saved = replace(row, path=session.store.save(row, arrays))
-    for seed in missing:
-        fitting.forget_checkpoints(work.training_folder(seed))
+    saved = replace(row, path=on_rank_0(lambda: session.store.save(row, arrays)))
+    if not distributed.rank():
+        for seed in missing:
+            fitting.forget_checkpoints(work.training_folder(seed))
     return saved
 
 

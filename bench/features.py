@@ -29,7 +29,7 @@ from bench.errors import FeatureError, InputError, StorageError
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
-__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid", "pick_device"]
+__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid"]
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +51,6 @@ class Runtime:
     workers: int = 1
     clock: Clock = field(default_factory=Clock)
     track: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, what: items
-
-
-def pick_device(wanted: str) -> str:
-    """`auto` -> `cuda` where one is usable, else `cpu`; anything else as it is."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: int) -> tuple[int, int]:

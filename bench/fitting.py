@@ -14,6 +14,7 @@ from bench import distributed
 from bench.batches import Batches, batch_size, fetch
 from bench.contracts import Learner, Lessons
 from bench.journal import journal
+from bench.processes import on_rank_0
 from bench.runs import RunFolder
 from bench.trainer import Course, Report, Shelf, train
 
@@ -55,8 +56,7 @@ def fit(
         "processes": distributed.world(),
     }
     run = RunFolder(folder)
-    if not distributed.rank():
-        run.open(record, resume=True)
+    on_rank_0(lambda: run.open(record, resume=True))
     shelf = Shelf(folder=run.checkpoints, architecture=dict(lessons.architecture), record=record, keep=1)
     done = shelf.restore(learner, optimizer)
     if done:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import registry
 from bench.contracts import Painting
 from bench.errors import InternalError, StorageError
 from bench.features import SplitMaps
 from bench.images import write_label
+from bench.plan import ProtocolChoice
 from bench.records import IGNORE
 from bench.settings import ObjectSettings
 from bench.store import Row, Store, arrays_of
@@ -22,15 +24,18 @@ from bench.work import MethodWork
 __all__ = ["classes_of", "paint", "save", "write"]
 
 
-def save(row: Row, store: Store, work: MethodWork, settings: Any) -> Path:
+def save(row: Row, store: Store, work: MethodWork, choice: ProtocolChoice, settings: Any) -> Path:
     """Write what the row's headline matching predicts into a folder beside the row; returns the folder.
 
-    settings: the row's. Pixels of clusters that no class took (one-to-one, K above the number of classes) are 255.
+    choice: its protocol. settings: the row's. Pixels of clusters that no class took (one-to-one, K above the number of
+    classes) are 255.
     """
     if row.path is None:
         raise InternalError("predictions are written for rows that were saved")
     folder = row.path.parent / f"{row.path.stem}-predictions"
     painting = _painting(arrays_of(row, store), work.maps("eval"))
+    if painting is None:
+        painting = registry.load(choice.card.predict)(work, settings, arrays_of(row, store))
     write(folder, work, painting, settings, classes_of(row), fix="choose another --results")
     return folder
 
@@ -78,9 +83,11 @@ def paint(work: MethodWork, painting: Painting, settings: Any) -> Iterator[NDArr
         yield np.where(mask, own, painting.around)
 
 
-def _painting(arrays: Mapping[str, NDArray[Any]], maps: SplitMaps) -> Painting:
-    """What a row's arrays say of the pictures that it scored."""
+def _painting(arrays: Mapping[str, NDArray[Any]], maps: SplitMaps) -> Painting | None:
+    """What a row's arrays say of the pictures that it scored; None where only what was learnt is kept."""
     around = int(arrays["around"]) if "around" in arrays else None
+    if "objects" not in arrays and "assignments" not in arrays:
+        return None
     if "assignments" not in arrays:
         return Painting(objects=arrays["objects"], around=around)
     ends = np.cumsum([h * w for h, w in maps.grids])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from bench import distributed, paths, registry, weights
 from bench.datasets import FolderDataset, default_dataset, open_dataset
-from bench.errors import CheckpointError, DownloadError, InputError, SettingError
-from bench.evaluate import usable_device
+from bench.errors import CheckpointError, DownloadError, SettingError
 from bench.plan import parse_method
+from bench.processes import on_rank_0, processes
 from bench.records import AdapterRequest, Preset, ProducerCard
 from bench.runs import RunFolder, latest, new_folder
 from bench.settings import apply, parse_overrides, pick_preset
@@ -28,8 +27,6 @@ from bench.settings import apply, parse_overrides, pick_preset
 __all__ = ["Order", "TrainRequest", "init_body", "produce"]
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LIBRARIES = ("densebench", "torch", "torchvision", "numpy", "pillow")
 _CPU_WORKERS, _GPU_WORKERS = 1, 8
@@ -101,7 +98,7 @@ class Order:
             folder.open(record, resume=self.resume)
             return folder.path
 
-        return RunFolder(_on_rank_0(choose)), record
+        return RunFolder(on_rank_0(choose)), record
 
     def _folder(self) -> RunFolder:
         if self.output is not None:
@@ -122,8 +119,8 @@ def produce(request: TrainRequest) -> Path:
         known = f"expected {' or '.join(card.exports)}" if card.exports else f"{card.name} has none"
         raise SettingError(f"--export {request.export} is no layout of checkpoints here: {known}")
     spec = request.dataset or default_dataset()
-    with _processes(request.device) as device:
-        dataset: FolderDataset = _on_rank_0(lambda: open_dataset(spec))
+    with processes(request.device) as device:
+        dataset: FolderDataset = on_rank_0(lambda: open_dataset(spec))
         preset = pick_preset(registry.card("producers", request.producer), request.preset, dataset.default_preset)
         settings = _settings(card, preset, request)
         usual = min(_GPU_WORKERS, os.cpu_count() or 1) if device.startswith("cuda") else _CPU_WORKERS
@@ -206,7 +203,7 @@ def init_body(spec: str, body: nn.Module, seed: int) -> dict[str, Any]:
         if not method.card.trainable:
             raise CheckpointError(f"--init {spec}: {method.card.name} has no weights; choose another method, or random")
         try:
-            checkpoint = _on_rank_0(lambda: weights.resolve(
+            checkpoint = on_rank_0(lambda: weights.resolve(
                 method.card, method.checkpoint, weights_dir=paths.weights_dir(), seed=seed, argument=method.argument
             ))  # fmt: skip
         except DownloadError as error:
@@ -239,46 +236,3 @@ def _check_whole(left_aside: Sequence[str], body: nn.Module, spec: str) -> None:
             f"--init {spec} is a deeper body than the one to train: {len(more)} of its weights have no place there, "
             f"the first is {more[0]}; give a method with this body"
         )
-
-
-# --- processes ---------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _processes(wanted: str) -> Iterator[str]:
-    """The device of this process; joins the group that `torchrun` started, if it did, and leaves it at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield usable_device(wanted)
-        return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = usable_device(wanted)
-    if device == "cuda":
-        device = usable_device(f"cuda:{local}")
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    logger, level = logging.getLogger("bench"), logging.getLogger("bench").level
-    if distributed.rank():
-        logger.setLevel(logging.ERROR)
-    try:
-        yield device
-    finally:
-        logger.setLevel(level)
-        torch.distributed.destroy_process_group()
-
-
-def _on_rank_0(compute: Callable[[], T]) -> T:
-    """What rank 0 computes, on all processes; its InputError is raised on all."""
-    if distributed.world() == 1:
-        return compute()
-    outcome: list[Any] = [None]
-    if distributed.rank() == 0:
-        try:
-            outcome = [compute()]
-        except InputError as error:
-            outcome = [error]
-    torch.distributed.broadcast_object_list(outcome, 0)
-    if isinstance(outcome[0], InputError):
-        raise outcome[0]
-    result: T = outcome[0]
-    return result

@@ -26,6 +26,7 @@ from bench.labels import CellLabels
 from bench.metrics import Counts, count_pixels
 from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
+from bench.processes import on_rank_0
 from bench.progress import progress, track
 from bench.records import AdapterRequest
 from bench.settings import InputSettings, ObjectSettings, mask_set
@@ -429,7 +430,8 @@ class MethodWork:
     def keep_list(self, name: str, lines: Sequence[str]) -> None:
         """Write a list of pictures into `lists/` of the folder of results."""
         path = self._session.store.folder / "lists" / f"{name}.txt"
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode(), fix="choose another --results")
+        text = "".join(f"{line}\n" for line in lines)
+        on_rank_0(lambda: write_atomic(path, text.encode(), fix="choose another --results"))
 
     def cells(self, split: str, inside: ObjectSettings) -> list[NDArray[np.bool_]]:
         key = (split, inside.foreground, inside.threshold)

@@ -26,6 +26,7 @@ LAYERS = [
         "files",
     },
     {"distributed", "panels", "runs"},
+    {"processes"},
     {
         "contracts",
         "registry",

@@ -20,7 +20,7 @@ from bench.networks.resnet import OutputStride, dilated_resnet
 from bench.records import Tap
 from bench.registry import near
 
-__all__ = ["ARCHS", "Arch", "MaskContrastNetwork", "from_description"]
+__all__ = ["ARCHS", "Arch", "LinearMaskContrast", "MaskContrastNetwork", "from_description"]
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "small"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -89,6 +89,32 @@ class MaskContrastNetwork(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The architecture as plain data, for a checkpoint to name; `from_description` builds it again."""
         return {"network": "maskcontrast", **self._description}
+
+
+class LinearMaskContrast(nn.Module):
+    """The network of the released linear-finetuned files: ResNet-50 and decoder with a 1×1 classifier on its map.
+
+    Names and shapes as there: the classifier is the decoder's last module, `decoder.4`. classes: as many as it knows.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.backbone = dilated_resnet("resnet50")
+        deepest = self.backbone.taps[-1]
+        self.decoder = DeepLabHead(deepest.channels)
+        self.decoder.add_module("4", nn.Conv2d(self.decoder.width, classes, 1))
+        self.taps = (
+            Tap(name="decoder", channels=self.decoder.width, stride=deepest.stride),
+            Tap(name="classes", channels=classes, stride=deepest.stride, kind="class_logit"),
+        )
+
+    def heads(self, deepest: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`decoder` (B, 256, h, w), not negative, and `classes` (B, classes, h, w) of the deepest map of the body."""
+        *decoder, classifier = self.decoder
+        decoded = deepest
+        for module in decoder:
+            decoded = module(decoded)
+        return {"decoder": decoded, "classes": classifier(decoded)}
 
 
 def from_description(description: Mapping[str, Any]) -> MaskContrastNetwork:
