@@ -11,20 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {
-        "errors",
-        "records",
-        "metrics",
-        "cluster",
-        "dense",
-        "distinct",
-        "objects",
-        "paths",
-        "clock",
-        "progress",
-        "cache",
-        "files",
-    },
+    {"errors", "records", "metrics", "cluster", "dense", "distinct", "objects"},
+    {"paths", "clock", "progress", "cache", "files"},
     {"distributed", "panels", "runs"},
     {"processes"},
     {
