@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import glob
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from bench import hosts
 from bench.errors import DownloadError, StorageError
 from bench.files import write_atomic
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import requests
     from rich.progress import Progress
 
-__all__ = ["extract", "fetch", "verify"]
+__all__ = ["extract", "extract_file", "fetch", "verify"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ _PAUSE = 1.0  # seconds before the second attempt; doubles from there
 _TIMEOUT = (15, 60)  # seconds to connect, and between two packets
 _CHUNK = 1 << 18
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP states that may be gone at the next attempt
-_PAGE_STARTS = (b"<!doctype html", b"<html")
+_PAGE_STARTS = ("<!doctype html", "<html")
+_PAGE_SIZE = 1 << 14  # bytes of a file that are looked at when it is a page after all
 
 
 def fetch(
@@ -46,15 +49,21 @@ def fetch(
     A file already there is verified and returned. Bytes arrive in `target` + ".part", which a later call continues
     where the server can; a connection that breaks is taken up again within the call.
 
+    url: of the file, or as Google Drive and Dropbox share it (see `bench.hosts`).
     sha256, md5: lower-case hex digest or its beginning, "" = unknown. size: bytes, 0 = unknown.
     what: what to call the file in messages and on the progress bar (its name when empty).
-    Raises DownloadError (no connection, HTTP error, a web page in place of the file, wrong digest or size) and
-    StorageError (disk full or not writable; what arrived so far is kept).
+    Raises DownloadError (no connection, HTTP error, a web page in place of the file, a shared folder, wrong digest or
+    size), which says what to do by hand, and StorageError (disk full or not writable; what arrived so far is kept).
     """
     job = _Job(url=url, target=target, sha256=sha256.lower(), md5=md5.lower(), size=size, what=what or target.name)
     if target.exists():
         _check(job, target, "delete it to download it again")
         return target
+    if host := hosts.folder_host(url):
+        raise DownloadError(
+            f"{url} is a folder of {host}, which gives single files only: open it in a browser, download {target.name} "
+            f"and put it at {target}"
+        )
     with _storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with _bar() as bar:
@@ -108,17 +117,22 @@ class _BrokenOff(Exception):
 
 def _receive(job: _Job, attempts: int, bar: Progress) -> None:
     """Fill `job.part`, taking up broken connections."""
+    import requests
+
     task = bar.add_task(job.what, total=job.size or None)
     reason = ""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(_PAUSE * 2 ** (attempt - 1))
-        try:
-            _receive_once(job, lambda done, total: bar.update(task, completed=done, total=total))
-            return
-        except _BrokenOff as error:
-            log.info("%s: %s (attempt %d of %d)", job.what, error, attempt + 1, attempts)
-            reason = str(error)
+    with requests.Session() as session:
+        # pages of hosts are read by their English words
+        session.headers.update({"Accept-Encoding": "identity", "Accept-Language": "en"})
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                _receive_once(job, session, lambda done, total: bar.update(task, completed=done, total=total))
+                return
+            except _BrokenOff as error:
+                log.info("%s: %s (attempt %d of %d)", job.what, error, attempt + 1, attempts)
+                reason = str(error)
     host = urlsplit(job.url).hostname or job.url
     if job.part.exists() and job.part.stat().st_size:
         raise DownloadError(
@@ -130,13 +144,13 @@ def _receive(job: _Job, attempts: int, bar: Progress) -> None:
     raise DownloadError(f"cannot reach {host}: {job.by_hand}")
 
 
-def _receive_once(job: _Job, report: Callable[[int, int | None], None]) -> None:
+def _receive_once(job: _Job, session: requests.Session, report: Callable[[int, int | None], None]) -> None:
     import requests
     import urllib3
 
-    headers = {"Accept-Encoding": "identity", **_resume_headers(job)}
     try:
-        with requests.get(job.url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        address = hosts.direct(job.url, session, _TIMEOUT)
+        with session.get(address, headers=_resume_headers(job), stream=True, timeout=_TIMEOUT) as response:
             if response.status_code == 416:
                 if not _all_arrived(job, response):
                     _forget(job)
@@ -187,21 +201,24 @@ def _all_arrived(job: _Job, response: requests.Response) -> bool:
 
 
 def _refuse_answer(job: _Job, response: requests.Response) -> None:
+    page = hosts.page_text(response) if hosts.is_page(response) and not _may_be_page(job) else None
+    if page and hosts.is_quota(page):  # whatever the state that comes with it
+        raise _page_instead(job, page)
     if response.status_code in _PASSING:
         raise _BrokenOff(f"HTTP {response.status_code}")
     if response.status_code not in (200, 206):
         raise DownloadError(f"{job.url} answers HTTP {response.status_code} ({response.reason}): {job.by_hand}")
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind in ("text/html", "application/xhtml+xml") and not _may_be_page(job):
-        raise DownloadError(_page_message(job))
+    if page is not None:
+        raise _page_instead(job, page, response.url)
 
 
 def _may_be_page(job: _Job) -> bool:
     return job.target.suffix.lower() in (".html", ".htm")
 
 
-def _page_message(job: _Job) -> str:
-    return f"{job.url} serves a web page, not the file {job.target.name}: open it in a browser, {job.by_hand}"
+def _page_instead(job: _Job, page: str, landed: str = "") -> DownloadError:
+    why, first = hosts.refusal(job.url, page, landed)
+    return DownloadError(f"{why}: {first}{job.by_hand}")
 
 
 def _refuse_small_disk(job: _Job, start: int, total: int | None) -> None:
@@ -241,10 +258,10 @@ def _finish(job: _Job) -> None:
     """Give the verified part its name."""
     with _storage_errors(job.target):
         with job.part.open("rb") as file:
-            start = file.read(512).lstrip().lower()
-        if start.startswith(_PAGE_STARTS) and not _may_be_page(job):
+            start = file.read(_PAGE_SIZE).decode("utf-8", "replace")
+        if start.lstrip().lower().startswith(_PAGE_STARTS) and not _may_be_page(job):
             _forget(job)
-            raise DownloadError(_page_message(job))
+            raise _page_instead(job, start)
         try:
             _check(job, job.part, f"it was removed; try again, or {job.by_hand}")
         except DownloadError:
@@ -338,6 +355,35 @@ def extract(archive: Path, target: Path, *, members: Sequence[str] | None = None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def extract_file(archive: Path, member: str, target: Path) -> Path:
+    """Take one file, by its name in the archive, out of a tar or zip archive; `target` is whole or absent.
+
+    A `target` that exists is returned as it is. Raises as `extract`, and DownloadError when there is no such file.
+    """
+    if target.exists():
+        return target
+    folder = extract(archive, target.with_name(f".{target.name}.unpacked"), members=_exactly(member))
+    path = folder / PurePosixPath(member)
+    try:
+        # a link would lead out of the folder that is about to go
+        if path.is_symlink() or not path.is_file():
+            raise DownloadError(
+                f"{archive} holds no file {member!r}: it is another archive than was expected; delete it and download "
+                "it again"
+            )
+        with _storage_errors(target):
+            path.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _exactly(member: str) -> tuple[str, str]:
+    """Patterns of one name, as tar writes it with and without a leading dot."""
+    name = glob.escape(member)
+    return name, f"./{name}"
 
 
 def _unpack(archive: Path, root: Path, patterns: Sequence[str] | None) -> None:

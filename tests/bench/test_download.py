@@ -24,7 +24,10 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """breaks: after how many bytes the next answers break off; states: HTTP errors of the next answers."""
+    """breaks: after how many bytes the next answers break off; states: HTTP errors of the next answers.
+
+    pages: path -> (HTTP state, page), where another path is the file.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -32,6 +35,8 @@ class Server(ThreadingHTTPServer):
         self.content, self.kind, self.etag, self.ranges = CONTENT, "application/octet-stream", '"v1"', True
         self.breaks: list[int] = []
         self.states: list[int] = []
+        self.pages: dict[str, tuple[int, str]] = {}
+        self.paths: list[str] = []
         self.asked: list[dict[str, str]] = []
 
     def handle_error(self, request, client_address):
@@ -44,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.asked.append(dict(self.headers))
+        server.paths.append(self.path)
+        if page := server.pages.get(self.path.partition("?")[0]):
+            return self._page(*page)
         if server.states:
             return self.send_error(server.states.pop(0))
         start = self._start()
@@ -65,6 +73,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
         self.close_connection = True
         return None
+
+    def _page(self, state, text):
+        self.send_response(state)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.send_header("Set-Cookie", "seen=page")
+        self.end_headers()
+        self.wfile.write(text.encode())
+        self.close_connection = True
 
     def _start(self):
         wanted = self.headers.get("Range", "")
@@ -237,6 +254,109 @@ def test_nothing_is_written_to_a_pipe(server, tmp_path, capsys):
     assert captured.out == captured.err == ""
 
 
+# --- Google Drive and Dropbox ----------------------------------------------------------------------------------------
+
+SHARED = "https://drive.google.com/file/d/1UkzAZMBG1U8kTqO3yhO2nTtoRNtEvyRq/view?usp=sharing"
+QUOTA = (
+    "<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>"
+    '<p class="uc-error-caption">Sorry, you can&#39;t view or download this file at this time.</p>'
+    '<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. Please try '
+    "accessing the file again later. It may take up to 24 hours.</p></body></html>"
+)
+SIGN_IN = "<!doctype html><html><head><title>Google Drive: Sign-in</title></head><body>Sign in</body></html>"
+OTHER = "<html><head><title>Google Drive - Oops &amp; more</title></head><body></body></html>"
+
+
+def confirm(action: str) -> str:
+    """The page before files that are too large for the search for viruses."""
+    return (
+        "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>"
+        f'<form id="download-form" action="{action}" method="get"><input type="submit" value="Download anyway"/>'
+        '<input type="hidden" name="id" value="1Ukz"><input type="hidden" name="export" value="download">'
+        '<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="4-2"></form></body></html>'
+    )
+
+
+@pytest.fixture
+def drive(server, monkeypatch):
+    """Google Drive, as far as `bench.hosts` can tell."""
+    monkeypatch.setattr("bench.hosts._DRIVE_FILE", f"{server.url.removesuffix('/file.bin')}/uc?export=download&id={{}}")
+    return server
+
+
+def test_a_file_that_drive_gives_at_once(drive, tmp_path):
+    download.fetch(SHARED, tmp_path / "w.pth", md5=MD5)
+    assert set(drive.paths) == {"/uc?export=download&id=1UkzAZMBG1U8kTqO3yhO2nTtoRNtEvyRq"}
+    assert left(tmp_path) == ["w.pth"]
+
+
+def test_drives_question_is_answered_and_the_transfer_continued(drive, tmp_path):
+    drive.pages["/uc"] = (200, confirm(drive.url))
+    drive.breaks = [300_000]
+    with pytest.raises(DownloadError, match=r"run the command again to continue, or download https://drive\.google"):
+        download.fetch(SHARED, tmp_path / "w.pth", attempts=1)
+    assert drive.paths[-1] == "/file.bin?id=1Ukz&export=download&confirm=t&uuid=4-2"
+    drive.pages["/uc"] = (200, confirm(f"{drive.url}?at=another"))  # the address changes from call to call
+    download.fetch(SHARED, tmp_path / "w.pth")
+    assert drive.paths[-1].startswith("/file.bin?at=another&id=1Ukz")
+    assert drive.asked[-1]["Range"] == "bytes=300000-"
+    assert drive.asked[-1]["Cookie"] == "seen=page"
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ((200, QUOTA), 'was downloaded too often ("Too many users have viewed or downloaded this file recently"): try'),
+        ((403, QUOTA), "try again in 24 hours, or sign in there and download"),
+        ((429, QUOTA), "was downloaded too often"),
+        ((200, SIGN_IN), 'is not public ("Google Drive: Sign-in"): with an account that may see it, download'),
+        ((200, OTHER), 'serves a web page, not the file ("Google Drive - Oops & more"): open it in a browser'),
+        ((200, ""), "serves a web page, not the file: open it in a browser"),
+        ((404, OTHER), "answers HTTP 404 (Not Found): download"),
+    ],
+)
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_drives_pages_are_told_apart(drive, tmp_path, page, message, confirmed):
+    """Before and after the question on viruses."""
+    drive.pages = {"/uc": (200, confirm(drive.url)), "/file.bin": page} if confirmed else {"/uc": page}
+    with pytest.raises(DownloadError) as caught:
+        download.fetch(SHARED, tmp_path / "w.pth")
+    text = str(caught.value)
+    assert message in text
+    assert text.startswith(SHARED)
+    assert text.endswith(f"download {SHARED} by hand and put it at {tmp_path / 'w.pth'}")
+    assert "\n" not in text
+    assert left(tmp_path) == []
+
+
+def test_a_question_that_is_asked_again(drive, tmp_path):
+    drive.pages = {"/uc": (200, confirm(drive.url)), "/file.bin": (200, confirm(drive.url))}
+    with pytest.raises(DownloadError, match=r'not the file \("Google Drive - Virus scan warning"\): open it'):
+        download.fetch(SHARED, tmp_path / "w.pth")
+    drive.pages = {"/uc": (200, '<html><form id="download-form"></form></html>')}  # a form that leads nowhere
+    with pytest.raises(DownloadError, match="serves a web page"):
+        download.fetch(SHARED, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("shared", "host"),
+    [
+        ("https://drive.google.com/drive/folders/1Kx-OIcr2U44p9mlpV-SbhANQdtbn2rJR?usp=sharing", "Google Drive"),
+        ("https://www.dropbox.com/sh/87d24jqsl6ra7t2/AABdDXZZBTnMQCBrg1yrQKVCa?dl=0", "Dropbox"),
+        ("https://www.dropbox.com/scl/fo/abc/def?rlkey=x&dl=0", "Dropbox"),
+    ],
+)
+def test_shared_folders_are_left_to_the_user(tmp_path, shared, host):
+    with pytest.raises(DownloadError) as caught:
+        download.fetch(shared, tmp_path / "w.pth")
+    assert f"is a folder of {host}" in str(caught.value)
+    assert f"download w.pth and put it at {tmp_path / 'w.pth'}" in str(caught.value)
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
 def make_tar(path: Path, entries, mode="w:gz"):
     with tarfile.open(path, mode) as archive:
         for name, kind, value in entries:
@@ -343,3 +463,49 @@ def test_damaged_archives_leave_nothing(tmp_path, suffix):
 def test_an_unpacked_folder_is_returned_as_it_is(tmp_path):
     (tmp_path / "out").mkdir()
     assert download.extract(tmp_path / "absent.tar", tmp_path / "out") == tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["models/555/best.pytorch", "./models/555/best.pytorch"])
+def test_one_file_is_taken_out(tmp_path, name):
+    archive = make_tar(tmp_path / "m.tgz", [(name, FILE, b"W"), ("models/544/best.pytorch", FILE, b"V")])
+    target = tmp_path / "weights.pth"
+    assert download.extract_file(archive, "models/555/best.pytorch", target) == target
+    assert target.read_bytes() == b"W"
+    assert left(tmp_path) == ["m.tgz", "weights.pth"]
+    archive.unlink()
+    assert download.extract_file(archive, "models/555/best.pytorch", target) == target
+
+
+def test_a_file_whose_name_holds_a_pattern_is_taken_out_of_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a[1].pth", "W")
+        archive.writestr("a1.pth", "V")
+    assert download.extract_file(tmp_path / "a.zip", "a[1].pth", tmp_path / "w").read_text() == "W"
+
+
+@pytest.mark.parametrize("member", ["absent.pth", "top", "link"])
+def test_what_is_no_file_is_not_taken_out(tmp_path, member):
+    entries = [("top/a", FILE, b"A"), ("top", tarfile.DIRTYPE, ""), ("link", tarfile.SYMTYPE, "top/a")]
+    archive = make_tar(tmp_path / "m.tgz", entries)
+    with pytest.raises(DownloadError, match=f"holds no file '{member}'"):
+        download.extract_file(archive, member, tmp_path / "w")
+    assert left(tmp_path) == ["m.tgz"]
+
+
+def test_a_file_is_not_taken_out_of_an_unsafe_archive(tmp_path):
+    archive = make_tar(tmp_path / "m.tgz", [("w.pth", FILE, b"W"), ("../up", FILE, b"x")])
+    with pytest.raises(DownloadError, match=r"unsafe member '\.\./up'"):
+        download.extract_file(archive, "w.pth", tmp_path / "w.pth")
+    assert left(tmp_path) == ["m.tgz"]
+
+
+def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
+    archive = make_tar(tmp_path / "m.tgz", [("w.pth", FILE, b"W")])
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bench.download.shutil.copyfileobj", full)
+    with pytest.raises(StorageError, match=r"full; free some space"):
+        download.extract_file(archive, "w.pth", tmp_path / "w.pth")
+    assert left(tmp_path) == ["m.tgz"]
