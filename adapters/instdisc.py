@@ -90,16 +90,15 @@ CARD = MethodCard(
         CheckpointCard(
             name="pycontrast",
             filename="InsDis.pth",
-            manual=(
-                "download InsDis.pth from the folder "
-                "https://www.dropbox.com/sh/87d24jqsl6ra7t2/AABdDXZZBTnMQCBrg1yrQKVCa?dl=0"
-            ),
+            url="https://www.dropbox.com/sh/87d24jqsl6ra7t2/AACcsSIt1_Njv7GsmsuzZ6Sta/InsDis.pth?dl=1",
             layouts=(KeyRule(entry="model", prefix="module.encoder.", probe=(("module.head.0.weight", (128, 2048)),)),),
             licence="BSD-2-Clause (PyContrast)",
             training_data="ImageNet-1k without labels",
             verified=(
-                "Re-trained by PyContrast for 200 epochs, 59.5 % linear on ImageNet. Folder and file name: the "
-                "repository's model zoo; it publishes no hash. Layout: the code that writes it. Contents: not opened."
+                "Re-trained by PyContrast for 200 epochs, 59.5 % linear on ImageNet. Folder "
+                "(https://www.dropbox.com/sh/87d24jqsl6ra7t2/AABdDXZZBTnMQCBrg1yrQKVCa) and file name: the "
+                "repository's model zoo; it publishes no hash. Link: other projects that use the file. Layout: the "
+                "code that writes it. Contents: not opened."
             ),
         ),
     ),

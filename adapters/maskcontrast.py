@@ -62,10 +62,7 @@ CARD = MethodCard(
         CheckpointCard(
             name="supervised-saliency",
             filename="maskcontrast_supervised_saliency.pth.tar",
-            manual=(
-                f"download {_drive('1UkzAZMBG1U8kTqO3yhO2nTtoRNtEvyRq')} in a browser, name it "
-                "maskcontrast_supervised_saliency.pth.tar"
-            ),
+            url=_drive("1UkzAZMBG1U8kTqO3yhO2nTtoRNtEvyRq"),
             layouts=_layouts(128),
             licence=_LICENCE,
             training_data="PASCAL VOC 2012 without labels, masks of a supervised saliency network; ImageNet-1k labels",
@@ -74,10 +71,7 @@ CARD = MethodCard(
         CheckpointCard(
             name="unsupervised-saliency",
             filename="maskcontrast_unsupervised_saliency.pth.tar",
-            manual=(
-                f"download {_drive('1efL1vWVcrGAqeC6OLalX8pwec41c6NZj')} in a browser, name it "
-                "maskcontrast_unsupervised_saliency.pth.tar"
-            ),
+            url=_drive("1efL1vWVcrGAqeC6OLalX8pwec41c6NZj"),
             layouts=_layouts(256),
             licence=_LICENCE,
             training_data="PASCAL VOC 2012 and ImageNet-1k without labels, masks of an unsupervised saliency network",

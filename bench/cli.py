@@ -231,7 +231,7 @@ def list_(
     from bench.listing import listing, render
 
     rows = listing(kind)
-    _print(json.dumps(rows, indent=1) if as_json else render(rows))
+    _print(json.dumps(rows, indent=1) if as_json else render(kind, rows))
 
 
 @app.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,18 +47,17 @@ def _facts(kind: str, card: Any) -> dict[str, Any]:
 
 
 def _checkpoints() -> Iterator[dict[str, Any]]:
-    for card in registry.cards("methods").values():
-        for checkpoint in card.checkpoints:
-            digest = checkpoint.sha256 or (f"md5 {checkpoint.md5}" if checkpoint.md5 else "")
-            yield {
-                "checkpoint": f"{card.name}@{checkpoint.name}",
-                "file": checkpoint.filename,
-                "source": checkpoint.url or checkpoint.manual,
-                "hash": digest,
-                "licence": checkpoint.licence,
-                "trained on": checkpoint.training_data,
-                "verified": checkpoint.verified,
-            }
+    # whatever kind of card names released files
+    for card in (card for kind in registry.GROUPS for card in registry.cards(kind).values()):
+        for checkpoint in getattr(card, "checkpoints", ()):
+            facts = {_NAMES.get(key, key): getattr(checkpoint, key) for key in _CHECKPOINT_FACTS}
+            yield {"method": card.name, **facts}
+
+
+_CHECKPOINT_FACTS = (
+    "name", "filename", "url", "member", "manual", "bytes", "sha256", "md5", "licence", "training_data", "verified",
+)  # fmt: skip
+_NAMES = {"name": "checkpoint", "filename": "file", "training_data": "trained on"}
 
 
 def _presets() -> Iterator[dict[str, Any]]:
@@ -74,8 +75,47 @@ def _presets() -> Iterator[dict[str, Any]]:
                     }
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """A plain text table; one line where there is nothing to list."""
+def render(kind: str, rows: list[dict[str, Any]]) -> str:
+    """Rows of `listing(kind)` for the terminal: a plain table; checkpoints, whose facts are sentences, in blocks."""
+    if not rows:
+        return "nothing is registered"
+    if kind == "checkpoints":
+        width = max(_NARROWEST, shutil.get_terminal_size((100, 24)).columns)
+        return "\n\n".join(_block(row, width) for row in rows)
     from tabulate import tabulate
 
-    return tabulate(rows, headers="keys", tablefmt="simple") if rows else "nothing is registered"
+    return tabulate(rows, headers="keys", tablefmt="simple")
+
+
+_NARROWEST = 40
+
+
+def _block(row: dict[str, Any], width: int) -> str:
+    """A released file, in lines of at most `width` characters (an address is never broken)."""
+    source = f"{row['url']}, in it {row['member']}" if row["member"] else row["url"] or row["manual"]
+    lines = {
+        "file": row["file"],
+        "from": source,
+        "size": f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else "not published",
+        "hash": ", ".join(f"{kind} {row[kind]}" for kind in ("sha256", "md5") if row[kind]) or "not published",
+        "licence": row["licence"],
+        "trained on": row["trained on"],
+        "verified": row["verified"],
+    }
+    return "\n".join(
+        [f"{row['method']}@{row['checkpoint']}", *(_entry(key, text, width) for key, text in lines.items())]
+    )
+
+
+def _entry(key: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text or "not stated",
+        width,
+        initial_indent=f"  {key:<{_KEY_WIDTH}}",
+        subsequent_indent=" " * (2 + _KEY_WIDTH),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+_KEY_WIDTH = len("trained on  ")

@@ -83,8 +83,11 @@ class KeyRule:
 class CheckpointCard:
     """A released file of weights.
 
+    url: where it is fetched; an address that Google Drive or Dropbox shares will do, but no shared folder.
+    member: its name inside the archive (tar or zip) that `url` is; "" = `url` is the file itself.
     sha256, md5: the digest or its known beginning, lower-case hex; "" = not published.
     layouts: the key rules under which the file may be read, most likely first.
+    bytes: the size of the file, 0 = not published.
     legacy_pickle: the file holds whole pickled modules, which `weights_only` refuses; it is read with every unknown
         class replaced by an inert stub, and only after its hash was checked or the user vouched for it.
     manual: what to do by hand when the file cannot be fetched by URL.
@@ -94,6 +97,7 @@ class CheckpointCard:
     name: str
     filename: str
     url: str = ""
+    member: str = ""
     manual: str = ""
     sha256: str = ""
     md5: str = ""

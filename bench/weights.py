@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -476,11 +477,29 @@ def _in_place(card: MethodCard, released: CheckpointCard, target: Path, fetch: b
     if target.is_file():
         _check_hashes(released, target)
         return target
+    if released.member:
+        return _out_of_archive(card, released, target, fetch)
     if not released.url or not fetch:
         raise DownloadError(f"{card.name}@{released.name} needs {released.filename}: {_by_hand(released, target)}")
     return download.fetch(
         released.url, target, sha256=released.sha256, md5=released.md5, size=released.bytes, what=released.filename
     )
+
+
+def _out_of_archive(card: MethodCard, released: CheckpointCard, target: Path, fetch: bool) -> Path:
+    """The released file, taken out of its archive, which is kept: others may lie in it."""
+    archive = target.with_name(f"{card.name}_{PurePosixPath(urlsplit(released.url).path).name}")
+    if not archive.is_file():
+        if not fetch:
+            raise DownloadError(
+                f"{card.name}@{released.name} needs {released.filename}: {_by_hand(released, archive)}, or take "
+                f"{released.member} out of it and put that at {target}"
+            )
+        download.fetch(released.url, archive)
+    download.extract_file(archive, released.member, target)
+    _check_hashes(released, target)
+    log.info("%s is out of %s, which may be deleted when nothing else is needed of it", target, archive)
+    return target
 
 
 def _by_hand(released: CheckpointCard, target: Path) -> str:

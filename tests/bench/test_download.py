@@ -273,7 +273,8 @@ def confirm(action: str) -> str:
         "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>"
         f'<form id="download-form" action="{action}" method="get"><input type="submit" value="Download anyway"/>'
         '<input type="hidden" name="id" value="1Ukz"><input type="hidden" name="export" value="download">'
-        '<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="4-2"></form></body></html>'
+        '<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="4-2">'
+        "</form></body></html>"
     )
 
 

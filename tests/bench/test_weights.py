@@ -436,6 +436,45 @@ def test_missing_file_is_fetched_to_its_place(tmp_path, monkeypatch):
     assert calls == [("https://example.invalid/net.pth", tmp_path / "net.pth", promised)]
 
 
+def archived(**facts) -> MethodCard:
+    url = "https://example.invalid/models.tar.gz"
+    released = CheckpointCard(name="555", filename="net_555.pth", url=url, member="models/555/best.pytorch", **facts)
+    return MethodCard(name="method", summary="", factory="", checkpoints=(released,))
+
+
+def fake_archive(path: Path, content: bytes = b"weights") -> Path:
+    (path.parent / "best.pytorch").write_bytes(content)
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(path.parent / "best.pytorch", "models/555/best.pytorch")
+    (path.parent / "best.pytorch").unlink()
+    return path
+
+
+def test_missing_file_is_taken_out_of_its_archive(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("bench.download.fetch", lambda url, target: calls.append(url) or fake_archive(target))
+    digest = hashlib.sha256(b"weights").hexdigest()
+    for _ in range(2):  # the second time from what is there
+        found = resolve(archived(sha256=digest), None, weights_dir=tmp_path)
+        assert (found.path, found.sha256) == (tmp_path / "net_555.pth", digest)
+        assert found.path.read_bytes() == b"weights"
+        found.path.unlink()
+    assert calls == ["https://example.invalid/models.tar.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["method_models.tar.gz"]
+
+
+def test_archive_by_hand(tmp_path):
+    with pytest.raises(DownloadError) as error:
+        resolve(archived(), None, weights_dir=tmp_path, fetch=False)
+    assert f"download https://example.invalid/models.tar.gz and put it at {tmp_path}/method_models" in one_line(error)
+    assert f"take models/555/best.pytorch out of it and put that at {tmp_path / 'net_555.pth'}" in str(error.value)
+    fake_archive(tmp_path / "method_models.tar.gz")
+    assert resolve(archived(), None, weights_dir=tmp_path, fetch=False).path == tmp_path / "net_555.pth"
+    (tmp_path / "net_555.pth").unlink()
+    with pytest.raises(CheckpointError, match="is not the released 555: expected 3 bytes, got 7"):
+        resolve(archived(bytes=3), None, weights_dir=tmp_path)
+
+
 def test_users_file_gets_the_layouts_of_all_releases(tmp_path):
     path = tmp_path / "mine.pth"
     path.write_bytes(b"x")
