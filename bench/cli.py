@@ -277,11 +277,12 @@ def fetch(method: Annotated[str, typer.Argument(help="METHOD[@CHECKPOINT]")]) ->
 def data_prepare(
     name: Annotated[str, typer.Argument(help="registered data set")],
     root: Annotated[Path | None, typer.Option(help="folder to make or use [default: DENSEBENCH_DATA/NAME]")] = None,
+    masks: Annotated[str | None, typer.Option(help="mask set to fetch too; voc: supervised, unsupervised")] = None,
 ) -> None:
     """Make or fetch a data set; does nothing when it is complete."""
     from bench import datasets
 
-    _print(str(datasets.prepare(name, root)))
+    _print(str(datasets.prepare(name, root, masks=masks)))
 
 
 @data.command("use")

@@ -42,7 +42,12 @@ def _facts(kind: str, card: Any) -> dict[str, Any]:
         options = {field.name: field.default for field in dataclasses.fields(card.options)}
         return {"options": " ".join(f"{key}={value}" for key, value in options.items())}
     if kind == "datasets":
-        return {"classes": len(card.classes), "preset": card.default_preset, "licence": card.licence}
+        return {
+            "classes": len(card.classes),
+            "preset": card.default_preset,
+            "masks": ", ".join(card.masks),
+            "licence": card.licence,
+        }
     return {"presets": ", ".join(preset.name for preset in card.presets)}
 
 

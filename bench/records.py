@@ -213,6 +213,9 @@ class DatasetCard:
 
     prepare: "module:function", called as prepare(root: Path, say: Callable[[str], None]) -> Path of the folder in
         VOC layout; makes or fetches the data, does nothing when it is complete.
+    masks: names of the mask sets that can be fetched (`bench data prepare NAME --masks SET`).
+    prepare_masks: "module:function", called as prepare_masks(root, folder, name, say): fetches a mask set into
+        `folder`, which is what `prepare` returned; does nothing when it is there.
     download: True when `prepare` needs the network (it is then never started without being asked for).
     background: index of the background class, None when there is none.
     """
@@ -226,6 +229,8 @@ class DatasetCard:
     train_split: str = "train"
     eval_split: str = "val"
     version: int = 1
+    masks: tuple[str, ...] = ()
+    prepare_masks: str = ""
     download: bool = True
     licence: str = ""
     source: str = ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import paths, registry
 from bench.datasets.folder import FolderDataset, holds_dataset
-from bench.errors import DatasetError, StorageError, UnknownNameError
+from bench.errors import DatasetError, SettingError, StorageError, UnknownNameError
 from bench.files import write_atomic
 from bench.records import DatasetCard
 
@@ -47,21 +47,38 @@ def open_dataset(spec: str, *, root: Path | None = None, allow_download: bool = 
     return dataset
 
 
-def prepare(name: str, root: Path | None = None, say: Callable[[str], None] = log.info) -> Path:
+def prepare(
+    name: str, root: Path | None = None, say: Callable[[str], None] = log.info, *, masks: str | None = None
+) -> Path:
     """Make or fetch a registered data set and return its folder; does nothing when it is complete.
 
     root: where it shall lie, or lies already; remembered for `open_dataset`. By default NAME below the data folder.
-    say: is told each step, one line at a time.
-    Raises UnknownNameError, and what the data set's own `prepare` raises (DownloadError, StorageError, DatasetError).
+    say: is told each step, one line at a time. masks: a set of masks of the card to fetch, too.
+    Raises UnknownNameError, SettingError for a mask set that cannot be fetched, and what the data set's own `prepare`
+    raises (DownloadError, StorageError, DatasetError).
     """
     if name not in registry.names("datasets"):
         raise _unknown(name)
     card: DatasetCard = registry.card("datasets", name)
-    folder: Path = registry.load(card.prepare)(_root_of(name) if root is None else root.expanduser(), say)
+    if masks is not None and masks not in card.masks:
+        raise SettingError(_no_such_masks(card, masks))
+    place = _root_of(name) if root is None else root.expanduser()
+    folder: Path = registry.load(card.prepare)(place, say)
+    if masks is not None:
+        registry.load(card.prepare_masks)(place, folder, masks, say)
     if root is not None:
         state = _read_state()
         _write_state({**state, "roots": {**state.get("roots", {}), name: str(root.expanduser().resolve())}})
     return folder
+
+
+def _no_such_masks(card: DatasetCard, masks: str) -> str:
+    if not card.masks:
+        return f"{card.name} has no masks to fetch; run `bench data prepare {card.name}` without --masks {masks}"
+    return (
+        f"{card.name} has no mask set {masks!r} to fetch.{registry.near(masks, card.masks)} There are: "
+        f"{', '.join(card.masks)}; masks of your own go into saliency_NAME/ beside its pictures' folder"
+    )
 
 
 def default_dataset() -> str:

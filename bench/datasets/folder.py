@@ -328,10 +328,10 @@ class FolderDataset:
     def _mask_folder(self, mask_set: str) -> Path:
         if mask_set not in self._layout.masks:
             there = ", ".join(self.mask_sets()) or "none"
-            raise DatasetError(
-                f"{self.root} has no mask set {mask_set!r}, there are: {there}; put masks into "
-                f"{self.root / (_MASK_PREFIX + mask_set)}/ or choose one of these"
-            )
+            fix = f"put masks into {self.root / (_MASK_PREFIX + mask_set)}/ or choose one of these"
+            if self._card and mask_set in self._card.masks:
+                fix = f"run `bench data prepare {self._card.name} --masks {mask_set}` to fetch it"
+            raise DatasetError(f"{self.root} has no mask set {mask_set!r}, there are: {there}; {fix}")
         return self._layout.masks[mask_set]
 
     def _find_mask(self, name: str, mask_set: str) -> Path | None:

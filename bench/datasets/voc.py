@@ -1,4 +1,7 @@
-"""PASCAL VOC 2012 with the augmented training masks of SBD: taken where it lies, or fetched and built."""
+"""PASCAL VOC 2012 with the augmented training masks of SBD: taken where it lies, or fetched and built.
+
+The saliency masks that MaskContrast's authors trained on come out of their own archive of the data set.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from bench.images import write_label
 from bench.progress import track
 from bench.records import DatasetCard
 
-__all__ = ["CARD", "OFFICIAL", "Counts", "prepare", "read_sbd"]
+__all__ = ["CARD", "OFFICIAL", "Counts", "prepare", "prepare_masks", "read_sbd"]
 
 CARD = DatasetCard(
     name="voc",
@@ -50,6 +53,8 @@ CARD = DatasetCard(
     default_preset="paper",
     train_split="trainaug",
     eval_split="val",
+    masks=("supervised", "unsupervised"),
+    prepare_masks="bench.datasets.voc:prepare_masks",
     download=True,
     licence="Flickr terms of use; annotations free for research",
     source="Everingham et al., IJCV 2010; Hariharan et al., ICCV 2011 (SBD)",
@@ -65,7 +70,10 @@ SBD_URLS = (
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
 )
 SBD_MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
+MASKS_URL = "https://drive.google.com/file/d/1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH/view"
+"""VOC as MaskContrast's authors publish it, 1.9 GB, no digest; the address is in their data loader and README."""
 
+_MASKS_FILE = "PASCAL_VOC.tgz"
 _INNER = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCSegmentation")
 _VOC_MEMBERS = tuple(
     f"VOCdevkit/VOC2012/{folder}/*" for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
@@ -115,6 +123,52 @@ def prepare(root: Path, say: Say, *, expected: Counts = OFFICIAL) -> Path:
         _write_trainaug(lists, _trainaug(names, lists))
     _compare(lists, "trainaug", expected.trainaug, fetched, say)
     return folder
+
+
+def prepare_masks(root: Path, folder: Path, name: str, say: Say) -> Path:
+    """Put a mask set of MaskContrast's authors ("supervised" or "unsupervised" saliency) beside the pictures.
+
+    root: as of `prepare`; the archive is kept in downloads/ there. folder: that `prepare` returned. The masks come to
+    `folder`/saliency_NAME_model/, as in the archive; a set that is there already is taken as it is. An interrupted call
+    is continued by the next.
+
+    Raises DownloadError (with the place for an archive that was downloaded by hand), StorageError, and DatasetError
+    when the archive holds no such set, or masks of other pictures.
+    """
+    inner = f"saliency_{name}_model"
+    target = folder / inner
+    if target.is_dir():
+        say(f"taking the masks in {target}")
+        _count_masks(target, folder, target, say)
+        return target
+    archive = root / "downloads" / _MASKS_FILE
+    say(f"taking {archive}" if archive.exists() else f"fetching the masks of MaskContrast's authors from {MASKS_URL}")
+    download.fetch(MASKS_URL, archive, what="masks of MaskContrast")
+    say(f"unpacking {inner}/ of {archive.name}")
+    unpacked = download.extract(archive, folder / f".{inner}", members=(f"{inner}/*", f"*/{inner}/*"))
+    try:
+        found = next((path for path in unpacked.rglob(inner) if path.is_dir()), None)
+        if found is None:
+            raise DatasetError(f"{archive} holds no folder {inner}/, so it is another archive: {_again(archive)}")
+        _count_masks(found, folder, archive, say)
+        found.rename(target)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    say(f"done; {archive} holds both mask sets and may be deleted")
+    return target
+
+
+def _count_masks(masks: Path, folder: Path, origin: Path, say: Say) -> None:
+    """Say how many pictures of `trainaug` have a mask; none is an error, and `origin` is what to delete."""
+    pictures = _read_list(_lists(folder) / "trainaug.txt")
+    count = len(pictures & {path.stem for path in masks.glob("*.png")})
+    if not count:
+        raise DatasetError(f"{masks.name}/ of {origin} holds no mask of a picture of trainaug: {_again(origin)}")
+    say(f"{count:,} of the {len(pictures):,} pictures of trainaug have a mask in {masks.name}/")
+
+
+def _again(path: Path) -> str:
+    return f"delete {path} and prepare the masks again"
 
 
 def read_sbd(path: Path) -> NDArray[np.uint8]:

@@ -355,6 +355,25 @@ def test_shared_folders_are_left_to_the_user(tmp_path, shared, host):
     assert f"download w.pth and put it at {tmp_path / 'w.pth'}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [(QUOTA, "too often"), (SIGN_IN, "is not public"), (OTHER, "serves a web page")],
+    ids=["quota", "sign in", "other"],
+)
+def test_bench_fetch(drive, tmp_path, bench, page, message):
+    place = tmp_path / "data" / "weights" / "maskcontrast_supervised_saliency.pth.tar"
+    drive.pages["/uc"] = (200, page)
+    status, out, err = bench("fetch", "maskcontrast@supervised-saliency")
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert err.endswith(f"by hand and put it at {place}\n")
+    drive.pages["/uc"] = (200, confirm(drive.url))
+    status, out, _ = bench("fetch", "maskcontrast")
+    assert (status, out) == (0, f"{place}\n")
+    assert left(place.parent) == [place.name]
+
+
 # --- archives --------------------------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,135 @@ def test_the_official_figures():
     assert (voc.CARD.classes[1], voc.CARD.classes[15], voc.CARD.classes[20]) == ("aeroplane", "person", "tvmonitor")
 
 
+# --- the masks of MaskContrast's authors -----------------------------------------------------------------------------
+
+
+def published_masks(path: Path, names: tuple[str, ...] = ("2007_1", "2008_1", "2008_9"), more: str = "") -> Path:
+    """The archive of the authors, as far as the masks go: both sets, each beside pictures and lists."""
+    picture = io.BytesIO()
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(picture, "PNG")
+    content = {f"VOCSegmentation/saliency_{s}_model/{n}.png": picture.getvalue() for s in voc.CARD.masks for n in names}
+    content[more or "VOCSegmentation/sets/trainaug.txt"] = b"2007_1\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def drive(archives, monkeypatch):
+    """The archive as Google Drive gives it: the shared address leads to the local server."""
+    base = voc.SBD_URLS[0].removesuffix("/benchmark.tgz")
+    monkeypatch.setattr("bench.hosts._DRIVE_FILE", f"{base}/PASCAL_VOC.tgz?id={{}}")
+    return published_masks(archives / "PASCAL_VOC.tgz")
+
+
+def prepared(tmp_path: Path) -> Path:
+    """VOC with its lists, complete without a download."""
+    folder = make_voc(tmp_path / "data")
+    write_label(folder / "SegmentationClassAug" / "2008_1.png", np.ones(SIZE, int))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["supervised", "unsupervised"])
+def test_masks_are_laid_into_the_data_set(drive, tmp_path, bench, name):
+    folder = prepared(tmp_path)
+    words = ("data", "prepare", "voc", "--root", tmp_path / "data", "--masks", name)
+    status, out, err = bench(*words)
+    assert (status, out.strip()) == (0, str(folder))
+    assert "2 of the 3 pictures of trainaug have a mask" in err
+    dataset = open_dataset("voc")
+    assert dataset.mask_sets() == (name,)
+    assert dataset.mask("2008_1", name).all()
+    assert dataset.masks_without_picture(name) == 0
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+    shutil.rmtree(tmp_path / "data" / "downloads")
+    drive.unlink()
+    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+    status, _, err = bench(*words)  # complete: nothing is fetched, nothing written
+    assert status == 0
+    assert "taking the masks in" in err
+    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
+
+
+def test_the_other_set_comes_out_of_the_same_archive(drive, tmp_path):
+    folder = prepared(tmp_path)
+    voc.prepare(tmp_path / "data", lambda line: None)
+    voc.prepare_masks(tmp_path / "data", folder, "supervised", lambda line: None)
+    drive.unlink()
+    voc.prepare_masks(tmp_path / "data", folder, "unsupervised", lambda line: None)
+    assert FolderDataset(folder, card=voc.CARD).mask_sets() == ("supervised", "unsupervised")
+
+
+def test_an_archive_that_was_downloaded_by_hand_is_taken(tmp_path, monkeypatch, bench):
+    prepared(tmp_path)
+    published_masks(tmp_path / "data" / "downloads" / "PASCAL_VOC.tgz")
+    monkeypatch.setattr("bench.hosts.direct", lambda *args: pytest.fail("the net was asked"))
+    status, _, err = bench("data", "prepare", "voc", "--root", tmp_path / "data", "--masks", "supervised")
+    assert status == 0
+    assert f"taking {tmp_path / 'data' / 'downloads' / 'PASCAL_VOC.tgz'}" in err
+
+
+def test_unpacking_is_taken_up(drive, tmp_path, monkeypatch):
+    folder = prepared(tmp_path)
+    voc.prepare(tmp_path / "data", lambda line: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(voc, "_count_masks", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            voc.prepare_masks(tmp_path / "data", folder, "supervised", lambda line: None)
+    assert not (folder / "saliency_supervised_model").exists()
+    voc.prepare_masks(tmp_path / "data", folder, "supervised", lambda line: None)
+    assert len(list((folder / "saliency_supervised_model").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"<!DOCTYPE html><title>Google Drive - Quota exceeded</title>"), "too often"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "is not a whole tar or zip archive"),
+        (lambda path: published_masks(path, names=("2009_1",)), "holds no mask of a picture of trainaug: delete"),
+        (lambda path: published_masks(path, names=()), "holds no folder saliency_supervised_model/"),
+        (lambda path: published_masks(path, more="../up"), "unsafe member '../up'"),
+    ],
+)
+def test_what_is_not_the_archive_of_masks(drive, tmp_path, bench, spoil, message):
+    folder = prepared(tmp_path)
+    spoil(drive)
+    status, _, err = bench("data", "prepare", "voc", "--root", tmp_path / "data", "--masks", "supervised")
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert not (folder / "saliency_supervised_model").exists()
+    assert not (folder / ".saliency_supervised_model").exists()
+
+
+def test_offline_the_masks_are_described(tmp_path, monkeypatch, bench):
+    prepared(tmp_path)
+    monkeypatch.setattr(download, "_PAUSE", 0.0)
+    monkeypatch.setattr("bench.hosts._DRIVE_FILE", "http://127.0.0.1:9/{}")
+    status, _, err = bench("data", "prepare", "voc", "--root", tmp_path / "data", "--masks", "supervised")
+    assert status == 2
+    place = tmp_path / "data" / "downloads" / "PASCAL_VOC.tgz"
+    assert err.splitlines()[-1] == (
+        f"bench: cannot reach drive.google.com: download {voc.MASKS_URL} by hand and put it at {place}"
+    )
+
+
+def test_mask_sets_that_cannot_be_fetched(tmp_path, bench):
+    for words, message in (
+        (("voc", "--masks", "supervized"), "voc has no mask set 'supervized' to fetch. Did you mean 'supervised'"),
+        (("shapes", "--masks", "clean"), "shapes has no masks to fetch"),
+    ):
+        status, _, err = bench("data", "prepare", *words)
+        assert status == 2
+        assert message in err
+    dataset = FolderDataset(prepared(tmp_path), card=voc.CARD)
+    with pytest.raises(DatasetError, match="run `bench data prepare voc --masks supervised` to fetch it"):
+        dataset.mask("2007_1", "supervised")
+
+
 def test_open_dataset_finds_what_was_prepared(archives, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEBENCH_DATA", str(tmp_path / "home"))
     voc.prepare(tmp_path / "home" / "voc", lambda line: None, expected=COUNTS)
