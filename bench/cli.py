@@ -156,12 +156,16 @@ def eval(
         _print(json.dumps([row.to_json() for row in rows], indent=1) if as_json else formats.text(tables.build(rows)))
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _whole_numbers(text: str | None) -> tuple[int, ...]:
     from bench.errors import SettingError
 
     if text is None:
         return ()
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = _listed(text)
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise SettingError(f"--clusters {text!r} was not understood; expected whole numbers above 0, e.g. 21,50,100")
     return tuple(int(part) for part in parts)
@@ -239,6 +243,9 @@ def table(
     results: Results = None,
     format: Annotated[str, typer.Option(help="csv, latex, markdown or html")] = "markdown",
     output: Annotated[Path | None, typer.Option(help="file to write [default: standard output]")] = None,
+    published: Annotated[bool, typer.Option("--published", help="figures of papers beside ours")] = False,
+    rows_: Annotated[str, typer.Option("--rows", help="axes along the rows, e.g. method,dataset")] = "method",
+    columns: Annotated[str, typer.Option(help="axes along the columns; those not named come after them")] = "",
 ) -> None:
     """One table of all rows."""
     from bench import formats, tables
@@ -252,7 +259,14 @@ def table(
         raise InputError(
             f"there are no rows in {folder}: make some with `bench eval`, or name their folder with --results"
         )
-    text = formats.render(tables.build(rows), format)
+    if published:
+        from bench.published import beside
+
+        papers = beside(rows)
+        if not papers:
+            log.info("nothing is published under the protocols, settings and data sets of these rows")
+        rows = [*rows, *papers]
+    text = formats.render(tables.build(rows, index=_listed(rows_), columns=_listed(columns)), format)
     if output is None:
         _print(text)
     else:

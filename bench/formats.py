@@ -14,7 +14,7 @@ from typing import Any
 from bench import registry
 from bench.errors import SettingError
 from bench.store import Row
-from bench.tables import RULES, Cell, Label, Table, canonical, one_line, percent
+from bench.tables import RULES, Cell, Label, Table, canonical, is_published, one_line, percent
 
 __all__ = ["FORMATS", "render", "text"]
 
@@ -154,7 +154,8 @@ _TEXT = _Style(
 def render(table: Table, form: str) -> str:
     """A table as text of one of `FORMATS`.
 
-    csv: one line per run, matching rule and metric, every figure in [0, 1] at full precision, for machines.
+    csv: one line per run, matching rule and metric, every figure in [0, 1] at full precision, for machines; a
+        published figure has its source in the last column and no key.
     latex: a `table` that needs only the package booktabs. markdown: a pipe table. html: a page of its own.
     Raises SettingError for another format.
     """
@@ -256,6 +257,7 @@ _CSV_FIELDS = (
     "held_out_std",
     "null_mean",
     "null_std",
+    "published",
 )
 
 
@@ -274,7 +276,8 @@ def _csv_run(row: Row) -> dict[str, Any]:
     checkpoint, settings = run.get("checkpoint") or {}, run.get("settings") or {}
     same = ("method", "method_version", "tap", "protocol", "preset", "preset_version", "dtype", "precision")
     return {
-        "key": row.key,
+        "key": "" if is_published(row) else row.key,
+        "published": run.get("published"),
         "seeds": len(row.seeds),
         **{name: run.get(name) for name in same},
         "options": canonical(run.get("options") or {}),
@@ -371,6 +374,8 @@ def _rules_block(table: Table) -> str:
     header = ["mean, percent", "", "1-1 IoU", "1-1 pixels", "m-1 IoU", "m-1 pixels", "held out", "null"]
     lines = []
     for (row, column), cell in sorted(table.cells.items()):
+        if is_published(cell.row):
+            continue
         metric = cell.row.headline["metric"]
         figures = [cell.row.figure("scores", rule, metric) for rule in RULES]
         figures += [cell.row.figure("held_out"), cell.row.figure("null")]

@@ -1,8 +1,9 @@
 """Tables out of rows: which figures stand beside each other, and under which names (`bench.formats` writes them).
 
-A row belongs to one place on each of four axes: its method (with checkpoint, options and tap), its protocol (with
-preset and settings), its number of clusters and its data set. Rows that differ in anything but seeds differ on one of
-them, so nothing is ever averaged or hidden: what differs is added to a label, the rest is said below the table.
+A row belongs to one place on each of five axes: its method (with checkpoint, options and tap), its protocol (with
+preset and settings), its number of clusters, its data set, and its origin (a run, or a paper: `bench.published`). Rows
+that differ in anything but seeds differ on one of them, so nothing is ever averaged or hidden: what differs is added to
+a label, the rest is said below the table.
 """
 
 from __future__ import annotations
@@ -20,9 +21,25 @@ from bench.metrics import AS_PREDICTED
 from bench.records import MethodCard, ProtocolCard
 from bench.store import Row
 
-__all__ = ["AXES", "RULES", "Cell", "Label", "Table", "build", "canonical", "one_line", "percent"]
+__all__ = [
+    "AXES",
+    "METHOD_KEYS",
+    "RULES",
+    "CardLookup",
+    "Cell",
+    "Label",
+    "Table",
+    "build",
+    "canonical",
+    "family",
+    "is_published",
+    "method_text",
+    "one_line",
+    "percent",
+    "registered",
+]
 
-AXES = ("method", "dataset", "protocol", "clusters")
+AXES = ("method", "dataset", "protocol", "clusters", "origin")
 """What can be laid along the rows and the columns of a table."""
 
 UPPER_BOUNDS = frozenset({"oracle"})
@@ -31,7 +48,9 @@ UPPER_BOUNDS = frozenset({"oracle"})
 CardLookup = Callable[[str, str], Any]
 """(kind, name) -> the registered card, or None."""
 
-_METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
+METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
+"""What of a run says which method it is of."""
+
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
 
@@ -112,7 +131,7 @@ def build(
     rows: Sequence[Row],
     *,
     index: Sequence[str] = ("method",),
-    columns: Sequence[str] = ("dataset", "protocol", "clusters"),
+    columns: Sequence[str] = ("dataset", "protocol", "clusters", "origin"),
     cards: CardLookup = registered,
 ) -> Table:
     """Lay out the headline figures of rows.
@@ -130,6 +149,7 @@ def build(
         "dataset": _dataset_places(rows, alone=["dataset"] in (index, columns)),
         "protocol": _protocol_places(rows),
         "clusters": _cluster_places(rows),
+        "origin": _origin_places(rows),
     }
     at_row, row_texts = _lay([places[axis] for axis in index])
     at_column, column_texts = _lay([places[axis] for axis in columns])
@@ -194,8 +214,8 @@ def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[in
 
 
 def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
-    identities = [{key: row.run.get(key) for key in _METHOD_KEYS} for row in rows]
-    texts = [_method_text(row.run, cards("methods", _family(row))) for row in rows]
+    identities = [{key: row.run.get(key) for key in METHOD_KEYS} for row in rows]
+    texts = [method_text(row.run, cards("methods", family(row))) for row in rows]
     options = [row.run.get("options") or {} for row in rows]
     checkpoints = [row.run.get("checkpoint") or {} for row in rows]
     texts = _tell_apart(texts, [str(row.run.get("tap") or "") for row in rows])
@@ -206,7 +226,7 @@ def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
     return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
 
 
-def _method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:
+def method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:
     """`swav`, `swav@random`, `swav@800ep layer3`, `noise width=64`: the method, and what is not its default."""
     parts = [run["method"]]
     checkpoint = (run.get("checkpoint") or {}).get("name", "")
@@ -247,7 +267,8 @@ def _dataset_texts(data: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
     """Everything that is neither method, nor data, nor number of clusters: what a later version adds to a run, too."""
-    identities = [{k: v for k, v in row.run.items() if k not in (*_METHOD_KEYS, "dataset")} for row in rows]
+    others = (*METHOD_KEYS, "dataset", "published")
+    identities = [{k: v for k, v in row.run.items() if k not in others} for row in rows]
     settings = [_protocol_settings(row) for row in rows]
     identities = [identity | {"settings": s} for identity, s in zip(identities, settings, strict=True)]
     presets = [f"{i['protocol']}:{i.get('preset')}" for i in identities]
@@ -272,6 +293,16 @@ def _cluster_places(rows: Sequence[Row]) -> list[_Place]:
     clusters = [(row.run.get("settings") or {}).get("clusters") for row in rows]
     texts = ["" if k is None else f"K={_short(k)}" for k in clusters]
     return _places(clusters, texts, lambda i: clusters[i] if isinstance(clusters[i], int) else -1)
+
+
+def _origin_places(rows: Sequence[Row]) -> list[_Place]:
+    published = [is_published(row) for row in rows]
+    return _places(published, ["published" if paper else "" for paper in published], lambda i: published[i])
+
+
+def is_published(row: Row) -> bool:
+    """Whether a row stands for a figure of a paper (see `bench.published`)."""
+    return "published" in row.run
 
 
 def _tell_apart(texts: Sequence[str], facets: Sequence[str]) -> list[str]:
@@ -305,7 +336,7 @@ def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
     """Row number -> 1 (best) or 2 (second), by the figures as shown: what looks equal ranks equal."""
     shown: dict[Any, dict[int, str]] = {}
     for i, row in enumerate(rows):
-        if row.headline_mean is not None and not _is_upper_bound(row):
+        if row.headline_mean is not None and not (_is_upper_bound(row) or is_published(row)):
             group = (compared[i], canonical(row.headline))
             shown.setdefault(group, {})[i] = percent(row.headline_mean)
     ranks = {}
@@ -325,6 +356,9 @@ def _remarks(rows: Sequence[Row], compared: Sequence[Any], cards: CardLookup) ->
         headlines.setdefault(group, set()).add(_headline_text(row))
     remarks = []
     for row, group in zip(rows, compared, strict=True):
+        if is_published(row):
+            remarks.append([one_line(text) for text in row.notes])
+            continue
         found = _preset_remarks(row, cards("protocols", str(row.run.get("protocol"))))
         found += list(row.notes)
         found += [f"{_count(row.dropped, 'picture')} could not be scored"] if row.dropped else []
@@ -356,14 +390,15 @@ def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
 
 def _usual_seeds(rows: Sequence[Row]) -> int:
     """The number of seeds that most rows have (among equals the larger)."""
-    seeds = [len(row.seeds) for row in rows]
+    seeds = [len(row.seeds) for row in rows if not is_published(row)]
     return max(seeds, key=lambda n: (seeds.count(n), n))
 
 
 def _footer(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list[str]:
     usual = _usual_seeds(rows)
+    paper = any(map(is_published, rows))
     spread = "" if usual == 1 else "mean ± sample standard deviation over "
-    unless = " unless noted" if any(len(row.seeds) != usual for row in rows) else ""
+    unless = " unless noted" if any(len(row.seeds) not in (0, usual) for row in rows) else ""
     metric = _by_protocol([_metric_text(row) for row in rows], places)
     matching = _by_protocol([_rule_text(row.headline["rule"]) for row in rows], places)
     return [
@@ -371,6 +406,11 @@ def _footer(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list
         *([f"Clusters are matched to classes with the labels they are scored on: {matching}."] if matching else []),
         "Every pixel of the pictures' original size is scored, void left out.",
         *_data_sentences(rows),
+        *(
+            ["Published figures are not runs of this harness; the footnotes say where each is printed."]
+            if paper
+            else []
+        ),
     ]
 
 
@@ -425,12 +465,13 @@ def _marks(remarks: Sequence[str], notes: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted({notes.index(text) for text in remarks}))
 
 
-def _family(row: Row) -> str:
+def family(row: Row) -> str:
+    """The registered name of a row's method, without what follows a colon."""
     return str(row.run["method"]).partition(":")[0]
 
 
 def _is_upper_bound(row: Row) -> bool:
-    return _family(row) in UPPER_BOUNDS
+    return family(row) in UPPER_BOUNDS
 
 
 def _defaults(of: type) -> dict[str, Any]:

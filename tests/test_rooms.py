@@ -31,7 +31,7 @@ LAYERS = [
     {"augment", "batches", "contrast", "journal", "warp"},
     {"features", "fitting"},
     {"labels", "foregrounds", "plan", "tables", "testing", "listing"},
-    {"formats"},
+    {"formats", "published"},
     {"work"},
     {"predictions"},
     {"evaluate"},
