@@ -168,9 +168,10 @@ class _Meter:
         rows = [dict(zip(names, row, strict=True)) for row in table.tolist()]
         for step, row in enumerate(rows, start=first + 1):
             if not math.isfinite(row["loss"]):
+                rates = " and ".join(f"{rate:g}" for rate in dict.fromkeys(lr))
                 raise InputError(
-                    f"the loss of step {step} is {row['loss']}: lower the learning rate (--set lr=…) or look at the "
-                    "pictures; the last checkpoint is from before that step"
+                    f"the loss of step {step} is {row['loss']} at a learning rate of {rates}: lower it (--set lr=…) or "
+                    "look at the pictures; the last checkpoint is from before that step"
                 )
         means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
         now = time.perf_counter()

@@ -95,7 +95,7 @@ def warp_picture(warp: Warp, drawn: Drawn, picture: NDArray[np.uint8]) -> NDArra
         image = image.transform(
             image.size, Image.Transform.AFFINE, _affine(drawn, image.size), _FILTERS[warp.interpolation]
         )
-    picture = _cut(np.asarray(image), drawn)
+    picture = _cut(np.array(image), drawn)
     picture = resize_picture(picture, drawn.scaled, warp.interpolation)
     return _window(picture, drawn.corner, warp.crop, np.array(_MEAN_COLOUR, np.uint8))
 
@@ -113,10 +113,10 @@ def warp_label(warp: Warp, drawn: Drawn, label: NDArray[np.uint8]) -> NDArray[np
             Image.Resampling.NEAREST,
             fillcolor=warp.border,
         )
-    label = _cut(np.asarray(image), drawn)
+    label = _cut(np.array(image), drawn)
     if label.shape != drawn.scaled:
         height, width = drawn.scaled
-        label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+        label = np.array(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
     return _window(label, drawn.corner, warp.crop, np.array(IGNORE, np.uint8))
 
 
