@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
-from bench import download
+from bench import download, registry
 from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError, DownloadError, UnknownNameError
 from bench.records import Checkpoint, CheckpointCard, KeyRule, MethodCard
@@ -29,6 +29,7 @@ __all__ = [
     "Account",
     "detect",
     "file_sha256",
+    "fits_layout",
     "load_into",
     "read_checkpoint",
     "resolve",
@@ -115,7 +116,7 @@ def select(
         )
     raise CheckpointError(
         f"{source} is laid out otherwise than expected: {_seen(checkpoint)}; expected "
-        f"{' or '.join(_wanted(rule) for rule in rules)}; {_suggestion(checkpoint, expected)}"
+        f"{' or '.join(_wanted(rule) for rule in rules)}; {_suggestion(checkpoint, expected, source)}"
     )
 
 
@@ -153,6 +154,11 @@ def _evaluated(rules: Sequence[KeyRule]) -> KeyRule | None:
         if len(chosen) == 1:
             return chosen[0]
     return None
+
+
+def fits_layout(checkpoint: Mapping[str, Any], rule: KeyRule) -> bool:
+    """Whether a checkpoint is laid out as a rule says: its entry, its prefix and its probes are there."""
+    return bool(_applies(checkpoint, rule))
 
 
 def _applies(checkpoint: Mapping[str, Any], rule: KeyRule) -> Mapping[str, Any]:
@@ -227,26 +233,40 @@ def _no_fit(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], source
         for prefix in _prefixes(state, expected)
     ]
     readings = [_held_against(_entry(checkpoint, rule.entry), rule, expected) for rule in rules]
+    advice = _look_alikes(checkpoint, source) or "give a checkpoint of this architecture"
     if not readings:
         return (
             f"{source} does not hold the network: {_seen(checkpoint)}; expected keys such as "
-            f"{_first(tuple(expected))}; give a checkpoint of this architecture"
+            f"{_first(tuple(expected))}; {advice}"
         )
     nearest = max(readings, key=lambda reading: len(reading.account.taken) - len(reading.misshapen))
-    return (
-        f"{source} does not fit the network: keys at {_place(nearest.account.rule)}: {nearest.problem}; "
-        "give a checkpoint of this architecture"
-    )
+    return f"{source} does not fit the network: keys at {_place(nearest.account.rule)}: {nearest.problem}; {advice}"
 
 
-def _suggestion(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape]) -> str:
-    rules = _fitting(checkpoint, expected)
+def _suggestion(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], source: str) -> str:
+    rules, look_alikes = _fitting(checkpoint, expected), _look_alikes(checkpoint, source)
     if not rules:
-        return "give the file of this method, or name the method it belongs to"
+        return look_alikes or "give the file of this method, or name the method it belongs to"
     rule = _evaluated(rules) or rules[0]
-    return (
+    by_hand = (
         f"the network's keys are all there at {_place(rule)}: if that is what you want, give the file by its path with "
         f"--set checkpoint.key={rule.entry} --set checkpoint.prefix={rule.prefix}"
+    )
+    return f"{look_alikes}; {by_hand}" if look_alikes else by_hand
+
+
+def _look_alikes(checkpoint: Mapping[str, Any], source: str) -> str:
+    """Which registered methods have a released file with these probes, and how to give it to them; "" for none."""
+    found = {
+        card.name: f"{card.name}@{released.name}"
+        for card in registry.cards("methods").values()
+        for released in reversed(card.checkpoints)
+        for rule in released.layouts
+        if rule.probe and fits_layout(checkpoint, rule)
+    }
+    return " or ".join(
+        f"this looks like a {method} file (as of {released}), to be given as --method {method}@{source}"
+        for method, released in found.items()
     )
 
 
@@ -302,7 +322,8 @@ def _like(shape: Shape | None, pattern: Shape) -> bool:
 def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
     """Load a checkpoint's file into a network, all of it or not at all; None for a checkpoint without a file.
 
-    Without rules, or for a user's file that none of the rules is made for, the layout is detected and logged.
+    Without rules, or for a user's file that none of the rules is made for, the layout is detected and logged, with a
+    warning where another registered method has released files of that layout.
     Raises CheckpointError for a file that cannot be read or does not hold this network.
     """
     if checkpoint.path is None:
@@ -312,13 +333,15 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
     expected = {key: tuple(value.shape) for key, value in state.items()}
     source = str(checkpoint.path)
     rules = checkpoint.rules
-    foreign = checkpoint.kind == "file" and not any(_applies(found, rule) for rule in rules)
+    foreign = checkpoint.kind == "file" and not any(fits_layout(found, rule) for rule in rules)
     if not rules or (foreign and not _chosen_by_hand(rules)):
         rules = (detect(found, expected, source=source),)
     weights, account = select(found, rules, expected, source=source)
     if account.rule not in checkpoint.rules:
         unused = _first(account.dropped) or "nothing"
         log.info("%s: weights found at %s; left aside there: %s", source, _place(account.rule), unused)
+        if checkpoint.rules and (others := _look_alikes(found, source)):
+            log.warning("%s is read as another method's: %s", source, others)
     module.load_state_dict({**state, **weights}, strict=True)
     return account
 

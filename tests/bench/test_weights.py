@@ -328,6 +328,38 @@ def test_detection_never_settles_for_a_part(file, message):
     one_line(error)
 
 
+def swav_file() -> dict[str, object]:
+    return {**under("module.", network()), "module.prototypes.weight": torch.zeros(3000, 128)}
+
+
+def test_a_file_of_another_registered_method_is_named(tmp_path, caplog):
+    """Whether its layout is not the one that was released, or the network is not in it; or said where it is read."""
+    hint = "this looks like a swav file (as of swav@800ep), to be given as --method swav@f"
+    other, wide = KeyRule(entry="model", probe=(("conv.weight", (4, 3, 3, 3)),)), shapes(network(5))
+    for rules, expected in (([other], shapes(network())), ([other], wide)):
+        with pytest.raises(CheckpointError) as error:
+            select(swav_file(), rules, expected, source="f")
+        assert hint in one_line(error)
+    for file in (swav_file(), {"module.prototypes.weight": torch.zeros(3000, 128)}):
+        with pytest.raises(CheckpointError) as error:
+            detect(file, wide, source="f")
+        assert hint in one_line(error)
+    torch.save(swav_file(), tmp_path / "f")
+    load_into(network(), user_file(tmp_path / "f"))
+    assert "swav" not in caplog.text  # nothing was promised of the file
+    load_into(network(), user_file(tmp_path / "f", rules=(other,)))
+    assert f"read as another method's: {hint[:-1]}{tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(1000, 128), (3000, 128, 1)])
+def test_only_a_probe_tells_a_method(shape):
+    file = {**under("module.", network()), "module.prototypes.weight": torch.zeros(shape)}
+    with pytest.raises(CheckpointError) as error:
+        detect(file, shapes(network(5)), source="f")
+    assert "looks like" not in one_line(error)
+    assert "of this architecture" in one_line(error)
+
+
 # --- loading and identity --------------------------------------------------------------------------------------------
 
 
