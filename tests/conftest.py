@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench import cli
@@ -45,6 +49,36 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real pictures in {folder}")
     return folder
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The rule of the golden files: every tensor, float64, from a seed that its key gives."""
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+    if key.endswith("running_var"):
+        values = 1 + 0.1 * np.abs(values)
+    elif key.endswith(("running_mean", "bias")):
+        values = 0.1 * values
+    elif len(shape) == 1:
+        values = 1 + 0.1 * values
+    else:
+        values = values * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(values)
+
+
+@pytest.fixture(scope="session")
+def golden_state() -> Callable[[str], dict[str, torch.Tensor]]:
+    """The state dict, float64, of a network of the golden files: every key of its list, in its order."""
+
+    def state(name: str) -> dict[str, torch.Tensor]:
+        lines = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
+        return {key: _drawn(key, ast.literal_eval(shape)) for key, shape in lines}
+
+    return state
 
 
 def make_voc(root: Path, *, val: int = 6, train: int = 4, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
