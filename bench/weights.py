@@ -30,6 +30,7 @@ __all__ = [
     "detect",
     "file_sha256",
     "fits_layout",
+    "holds_network",
     "load_into",
     "read_checkpoint",
     "resolve",
@@ -110,14 +111,20 @@ def select(
             return {key: state[prefix + key] for key in reading.account.taken}, reading.account
     if readings:
         rule = readings[0].account.rule
+        other = "" if rule.probe else _look_alikes(checkpoint, source)  # a rule without probes applies to any method's
         raise CheckpointError(
             f"{source} does not fit the network: keys at {_place(rule)}: {readings[0].problem}; "
-            "give a checkpoint of this architecture"
+            f"{other or 'give a checkpoint of this architecture'}"
         )
     raise CheckpointError(
         f"{source} is laid out otherwise than expected: {_seen(checkpoint)}; expected "
         f"{' or '.join(_wanted(rule) for rule in rules)}; {_suggestion(checkpoint, expected, source)}"
     )
+
+
+def holds_network(checkpoint: Mapping[str, Any], rules: Sequence[KeyRule], expected: Mapping[str, Shape]) -> bool:
+    """Whether `select` finds the network: some rule applies to the checkpoint and fits."""
+    return any(_held_against(state, rule, expected).fits for rule in rules if (state := _applies(checkpoint, rule)))
 
 
 def detect(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], *, source: str) -> KeyRule:
