@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from bench.backbone import Backbone
+from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError, DownloadError, FeatureError, MismatchError, SettingError, UnknownNameError
 from bench.records import AdapterRequest, Checkpoint, Tap
 from bench.registry import near
-from bench.weights import load_into, seeded
+from bench.weights import holds_network, load_into, seeded
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,34 @@ def build_timm(request: AdapterRequest) -> Backbone:
     Raises UnknownNameError for a name timm does not have, DownloadError when its weights are out of reach,
     SettingError for an output stride the network cannot have, MismatchError for a network without maps.
     """
-    name, checkpoint = request.argument, request.checkpoint
+    return _adapter(request.argument, request.checkpoint, request.options.output_stride)
+
+
+def build_released(request: AdapterRequest, networks: Mapping[str, str]) -> Backbone:
+    """The adapter of a method all of whose networks are timm's.
+
+    networks: name of each released checkpoint -> timm's name of the network and its weights. The option `arch` names
+    one of them; `auto` is that of the checkpoint, and the first where the checkpoint tells none.
+    Raises SettingError for an `arch` that is not that of the released checkpoint.
+    """
+    checkpoint, arch = request.checkpoint, request.options.arch
+    held = checkpoint.name if checkpoint.kind == "released" else ""
+    if held and arch not in ("auto", held):
+        method = request.card.name
+        raise SettingError(f"{method}@{held} is the network {held}, not {arch}: drop --set {method}.arch={arch}")
+    if arch == "auto":
+        arch = held or _held(checkpoint, networks) or next(iter(networks))
+    return _adapter(networks[arch], checkpoint, "auto")
+
+
+def _adapter(name: str, checkpoint: Checkpoint, output_stride: str | int) -> Backbone:
+    """A network of timm with the weights of a checkpoint, in the normalisation that timm keeps with the name."""
     _check_name(name)
-    body, fixed_size = _body(name, request.options.output_stride, checkpoint)
+    body, fixed_size = _body(name, output_stride, checkpoint)
     loaded = load_into(body, checkpoint)
     maps, normed = _measure(name, body, fixed_size or _trial_size(body))
     taps, order = _taps(name, body, maps, fixed_size or _trial_size(body))
-    _check_stride(name, taps[-1].stride, request.options.output_stride)
+    _check_stride(name, taps[-1].stride, output_stride)
     data = timm.data.resolve_model_data_config(body)
     return TimmBackbone(
         body,
@@ -139,6 +161,22 @@ def _kept_file(config: Any) -> Path | None:
         if isinstance(kept, str):
             return Path(kept)
     return None
+
+
+def _held(checkpoint: Checkpoint, networks: Mapping[str, str]) -> str:
+    """The first of the networks that a file holds, "" for none."""
+    if checkpoint.path is None:
+        return ""
+    found = read_checkpoint(checkpoint.path)
+    fitting = (name for name, network in networks.items() if holds_network(found, checkpoint.rules, _shapes(network)))
+    return next(fitting, "")
+
+
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's state, without making its values."""
+    with torch.device("meta"):
+        body: nn.Module = timm.create_model(name, num_classes=0)
+    return {key: tuple(value.shape) for key, value in body.state_dict().items()}
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
