@@ -101,18 +101,18 @@ class _Upsampling:
             high = self._buffer("band", band.stop - band.start, wide.shape[1])
             yield band, torch.mm(self.down[band, cells], wide[cells], out=high).view(-1, *shape)
 
-    def gradient(self, heads: int) -> torch.Tensor:
-        """Where `adjoint` adds, zero at first: (h, heads · C · W)."""
-        return self._buffer("gradient", self.rows.cells, heads * self.classes * len(self.columns)).zero_()
+    def new_rows(self, heads: int) -> torch.Tensor:
+        """Where `add` collects the gradient of a few heads at the rows of cells: zero, (h, heads · C · W)."""
+        return self._buffer("rows", self.rows.cells, heads * self.classes * len(self.columns)).zero_()
 
-    def adjoint(self, gradient: torch.Tensor, slope: torch.Tensor, band: slice) -> None:
-        """Add what a slope (rows, n, C, W) at a band's logits is at the cells' rows."""
+    def add(self, rows: torch.Tensor, slope: torch.Tensor, band: slice) -> None:
+        """Add the part of a band whose logits have the gradient `slope`, (rows, n, C, W)."""
         cells = self.rows.touched(band)
-        gradient[cells].addmm_(self.down[band, cells].T, slope.flatten(1))
+        rows[cells].addmm_(self.down[band, cells].T, slope.flatten(1))
 
-    def at_cells(self, gradient: torch.Tensor) -> torch.Tensor:
+    def at_cells(self, rows: torch.Tensor) -> torch.Tensor:
         """The gradient at the maps, (n, C, h, w), once all bands were added."""
-        narrow = gradient.view(-1, len(self.columns)) @ self.across
+        narrow = rows.view(-1, len(self.columns)) @ self.across
         return narrow.view(self.rows.cells, -1, self.classes, self.columns.cells).permute(1, 2, 0, 3)
 
     def _buffer(self, name: str, *shape: int) -> torch.Tensor:
@@ -192,14 +192,14 @@ def cross_entropy(
     total = weighted_pixels(labels, weights) if normaliser is None else normaliser.double()
     scale = torch.where(total[:, None] > 0, weights.double() / total[:, None], 0.0)
     gradient = torch.is_grad_enabled() and logits.requires_grad
-    return cast(torch.Tensor, _CrossEntropy.apply(logits, labels, rows, columns, scale, gradient))  # type: ignore[no-untyped-call]
+    return cast(torch.Tensor, _CrossEntropy.apply(logits, labels, rows, columns, scale, gradient))
 
 
 class _CrossEntropy(torch.autograd.Function):
     """`cross_entropy` with scale = weights / normaliser, float64 (heads, B)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         logits: torch.Tensor,
         labels: torch.Tensor,
@@ -209,15 +209,15 @@ class _CrossEntropy(torch.autograd.Function):
         gradient: bool,
     ) -> torch.Tensor:
         like = logits.new_empty(0, dtype=_computed_in(logits))
-        sums, slopes = scale.new_empty(scale.shape), like.new_empty(logits.shape if gradient else 0)
+        sums = scale.new_empty(scale.shape)
+        slopes = torch.empty_like(logits, dtype=like.dtype) if gradient else like  # in the layout of the logits
 
         def work(tasks: Iterable[Task]) -> None:
             upsampling = _Upsampling(rows, columns, logits.shape[2], like)
             for picture, heads in tasks:
-                found = _loss_of(upsampling, logits[picture, heads], _Target.of(labels[picture], like), gradient)
-                sums[heads, picture] = found[0]
-                if found[1] is not None:
-                    slopes[picture, heads] = found[1]
+                sums[heads, picture], slope = _loss_of(upsampling, logits[picture, heads], labels[picture], gradient)
+                if slope is not None:
+                    slopes[picture, heads] = slope
 
         with torch.autocast(logits.device.type, enabled=False):
             numbers = logits.shape[2] * labels[0].numel()
@@ -230,47 +230,32 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.where(scale > 0, sums * scale, 0.0).sum(1).to(like)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (slopes * upstream[:, None, None, None]).to(ctx.dtype), None, None, None, None, None
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A label map as what the loss reads: index, int64 (H, W), 0 where ignored; valid, 0 or 1 (H, W)."""
-
-    index: torch.Tensor
-    valid: torch.Tensor
-
-    @classmethod
-    def of(cls, label: torch.Tensor, like: torch.Tensor) -> _Target:
-        ignored = label == IGNORED
-        return cls(label.long().masked_fill_(ignored, 0), torch.logical_not(ignored).to(like.dtype))
-
-    def rows(self, band: slice, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index and valid of some rows, each (rows, heads, 1, W)."""
-        return tuple(  # type: ignore[return-value]
-            part[band][:, None, None].expand(-1, heads, -1, -1) for part in (self.index, self.valid)
-        )
-
-
 def _loss_of(
-    upsampling: _Upsampling, maps: torch.Tensor, target: _Target, gradient: bool
+    upsampling: _Upsampling, maps: torch.Tensor, labels: torch.Tensor, gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed cross-entropy of one picture, float64 (n,), and its gradient at the maps (n, C, h, w)."""
+    """Summed cross-entropy of one picture, float64 (n,), and its gradient at the maps (n, C, h, w).
+
+    maps: (n, C, h, w). labels: (H, W).
+    """
     sums = maps.new_zeros(len(maps), dtype=torch.float64)
-    total_gradient = upsampling.gradient(len(maps)) if gradient else None
+    rows = upsampling.new_rows(len(maps)) if gradient else None
     for band, logits in upsampling.bands(maps):
-        index, valid = target.rows(band, len(maps))
+        valid = (labels[band] != IGNORED)[:, None, None]
+        index = (labels[band].long()[:, None, None] * valid).expand(-1, len(maps), -1, -1)
         logits.sub_(logits.amax(2, keepdim=True))
         chosen = logits.gather(2, index)
         total = logits.exp_().sum(2, keepdim=True)
         sums += total.log().sub_(chosen).mul_(valid).sum((0, 2, 3), dtype=torch.float64)
-        if total_gradient is not None:
-            slope = logits.mul_(valid / total).scatter_add_(2, index, -valid)
-            upsampling.adjoint(total_gradient, slope, band)
-    return sums, None if total_gradient is None else upsampling.at_cells(total_gradient)
+        if rows is not None:
+            slope = logits.mul_(valid / total).scatter_add_(2, index, -valid.to(logits.dtype).expand_as(index))
+            upsampling.add(rows, slope, band)
+    return sums, None if rows is None else upsampling.at_cells(rows)
 
 
 # --- predictions -------------------------------------------------------------------------------------------
