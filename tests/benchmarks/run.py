@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import clustering
+import heads
 import pipeline
 import scoring
 import step
@@ -52,6 +53,7 @@ def main() -> None:
             "clustering": clustering.measure,
             "pipeline": lambda: pipeline.measure(dataset),
             "step": step.measure,
+            "heads": heads.measure,
         }
         for name, measure in parts.items():
             report[name] = measure()
