@@ -353,21 +353,17 @@ def cache_clear(cache_folder: CacheFolder = None) -> None:
 
 @app.command()
 def quickstart(
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first N pictures")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N pictures")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="training steps instead of the preset's")] = None,
     results: Results = None,
     cache_folder: CacheFolder = None,
 ) -> None:
-    """The whole story on the embedded data set: a table of a random network and the floors, downloading nothing."""
-    eval(
-        method=["timm:resnet18@random", "colour", "noise", "oracle"],
-        protocol=["kmeans", "overclustering"],
-        dataset="shapes",
-        clusters="50,200",
-        seeds=3,
-        limit=limit,
-        results=results,
-        cache_folder=cache_folder,
-    )
+    """Train MaskContrast on the embedded data set and score it beside the floors; downloads nothing."""
+    from bench import formats, tables
+    from bench.quickstart import quickstart as story
+
+    rows = story(results or paths.results_root(), cache_folder or paths.cache_root(), limit=limit, steps=steps)
+    _print(formats.text(tables.build(rows)))
 
 
 def _version(shown: bool) -> None:

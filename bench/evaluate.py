@@ -52,7 +52,7 @@ def _say_other_seeds(rows: Sequence[Row], wanted: int) -> None:
 def _state_defaults(session: Session) -> None:
     """The first line of output: what was chosen where nothing was said."""
     plan, request, runtime = session.plan, session.plan.request, session.runtime
-    presets = ", ".join(_seeded_name(session, choice) for choice in plan.jobs[0].protocols)
+    presets = ", ".join(dict.fromkeys(_seeded_name(session, choice) for choice in plan.jobs[0].protocols))
     log.info(
         "%s %s: %d pictures, %d classes; %s; %s %s; rows in %s, cache in %s",
         plan.dataset.name, plan.split, len(plan.names), len(plan.dataset.classes), presets, runtime.device,

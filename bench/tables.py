@@ -50,6 +50,8 @@ CardLookup = Callable[[str, str], Any]
 
 METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
 """What of a run says which method it is of."""
+_BESIDE = ("train", "masks")
+"""What of a run\'s data set is a matter of its protocol: what is read beside the pictures that are scored."""
 
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
@@ -249,10 +251,14 @@ def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
 
 
 def _dataset_places(rows: Sequence[Row], *, alone: bool) -> list[_Place]:
-    data = [row.run.get("dataset") or {} for row in rows]
+    data = [_scored_data(row) for row in rows]
     if len({canonical(d) for d in data}) == 1 and not alone:  # the footer names it
         return _places(data, [""] * len(rows))
     return _places(data, _dataset_texts(data))
+
+
+def _scored_data(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in (row.run.get("dataset") or {}).items() if key not in _BESIDE}
 
 
 def _dataset_texts(data: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -271,6 +277,8 @@ def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
     identities = [{k: v for k, v in row.run.items() if k not in others} for row in rows]
     settings = [_protocol_settings(row) for row in rows]
     identities = [identity | {"settings": s} for identity, s in zip(identities, settings, strict=True)]
+    for row, identity in zip(rows, identities, strict=True):
+        identity |= {key: value for key, value in (row.run.get("dataset") or {}).items() if key in _BESIDE}
     presets = [f"{i['protocol']}:{i.get('preset')}" for i in identities]
     texts = presets if len({i.get("preset") for i in identities}) > 1 else [i["protocol"] for i in identities]
     texts = _tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
@@ -313,7 +321,10 @@ def _tell_apart(texts: Sequence[str], facets: Sequence[str]) -> list[str]:
 
 
 def _differences(groups: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For every record `key=value` of the entries in which the records of its group are not all alike."""
+    """For every record `key=value` of the entries in which the records of its group are not all alike.
+
+    `auto` is left out: it is what a reader takes for granted, and tells from other values by its absence.
+    """
     members: dict[str, list[Mapping[str, Any]]] = {}
     for group, record in zip(groups, records, strict=True):
         members.setdefault(group, []).append(record)
@@ -322,7 +333,7 @@ def _differences(groups: Sequence[str], records: Sequence[Mapping[str, Any]]) ->
         for group, found in members.items()
     }
     return [
-        " ".join(f"{key}={_short(record.get(key))}" for key in keys[group])
+        " ".join(f"{key}={_short(record.get(key))}" for key in keys[group] if record.get(key) != "auto")
         for group, record in zip(groups, records, strict=True)
     ]
 
@@ -445,7 +456,7 @@ def _rule_text(rule: str) -> str:
 
 
 def _data_sentences(rows: Sequence[Row]) -> list[str]:
-    data = list({canonical(row.run.get("dataset")): row.run.get("dataset") or {} for row in rows}.values())
+    data = list({canonical(_scored_data(row)): _scored_data(row) for row in rows}.values())
     sentences = []
     for d, name in zip(data, _dataset_texts(data), strict=True):
         facts = [f"split {d['split']}"] if d.get("split") else []

@@ -37,6 +37,7 @@ LAYERS = [
     {"evaluate"},
     {"price", "doctor", "predict", "produce"},
     {"producers", "producers.maskcontrast", "producers._maskcontrast", "producers._export", "producers._pairs"},
+    {"quickstart"},
     {"cli"},
     {"__main__"},
 ]

@@ -94,6 +94,8 @@ def _train(
     shelf = Shelf(folder=folder.checkpoints, architecture=record["architecture"], record=record, keep=settings.run.keep)
     done = shelf.restore(learner, optimizer)
     model.synchronise()
+    if done == steps:
+        return None
     if done:
         log.info("resumed at step %d of %d", done, steps)
     course = Course(

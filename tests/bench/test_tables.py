@@ -373,6 +373,33 @@ def test_what_differs_between_protocols_is_said_too(row):
     assert labels(table)[1] == ["kmeans fp32 K=2", "linear bf16 K=2"]
 
 
+def test_masks_that_are_read_beside_the_pictures_make_no_other_data_set(row):
+    masks = {"set": "clean", "fingerprint": "cd" * 32}
+    table = build([
+        row("swav", 0.5, settings={"foreground": "auto", "background": "auto"}),
+        row("swav", 0.5, settings={"foreground": "auto", "background": "cluster"}),
+        row("swav", 0.5, settings={"foreground": "masks:clean", "background": "auto"}, data={"masks": masks}),
+    ])  # fmt: skip
+    expected = ["kmeans K=2", "kmeans background=cluster K=2", "kmeans foreground=masks:clean K=2"]
+    assert [column.text for column in table.columns] == expected
+    assert table.footer[-1] == "Data: tiny (split val, 4 pictures, 2 classes)."
+
+
+def test_masks_of_one_name_and_other_content_stand_apart(row):
+    first, second = (
+        row(
+            "swav",
+            0.5,
+            settings={"foreground": "masks:clean"},
+            data={"masks": {"set": "clean", "fingerprint": content}},
+        )
+        for content in ("cd" * 32, "ef" * 32)
+    )
+    texts = {column.text for column in build([first, second]).columns}
+    assert len(texts) == 2
+    assert all(text.startswith("kmeans masks=") for text in texts)
+
+
 def test_clusters_are_ordered_as_numbers_and_data_sets_apart(row):
     rows = [row("swav", k=k, data={"name": name}) for name in ("b", "a") for k in (100, 21, 500)]
     assert labels(build(rows, cards=no_cards))[1] == [
