@@ -15,6 +15,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from bench.errors import StorageError
 
-__all__ = ["LARGEST", "Cache", "Entry", "Writer", "record_key"]
+__all__ = ["LARGEST", "Cache", "Entry", "Keeper", "Writer", "record_key"]
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,10 @@ class Cache:
         """Start an entry; nothing is visible before `Writer.commit`. Raises OSError when the disk refuses."""
         return Writer(self._place(record), record)
 
+    def keeper(self, record: Mapping[str, Any]) -> Keeper:
+        """Start an entry that nobody depends on: where the disk refuses, that is said and the work goes on."""
+        return Keeper(self, record)
+
     def entries(self) -> Iterator[tuple[Path, int]]:
         """(folder, bytes) of every entry, complete or left behind."""
         for folder in sorted(self.entries_root.glob("*")):
@@ -204,6 +209,45 @@ class Writer:
             except OSError:
                 continue
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Keeper:
+    """A writer that gives up where the disk refuses: it says so once, and what it is then given is not kept."""
+
+    def __init__(self, cache: Cache, record: Mapping[str, Any]) -> None:
+        self._root = cache.root
+        self._writer: Writer | None = None
+        with self._giving_up():
+            self._writer = cache.writer(record)
+
+    def append(self, name: str, block: NDArray[Any]) -> None:
+        """As `Writer.append`."""
+        if self._writer is not None:
+            with self._giving_up():
+                self._writer.append(name, block)
+
+    def commit(self) -> Entry | None:
+        """As `Writer.commit`; None where it was given up or dropped."""
+        entry = None
+        if self._writer is not None:
+            with self._giving_up():
+                entry = self._writer.commit()
+                self._writer = None
+        return entry
+
+    def drop(self) -> None:
+        """Remove what was written and not committed."""
+        if self._writer is not None:
+            self._writer.drop()
+            self._writer = None
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning("the cache %s cannot be written (%s): going on without it", self._root, error)
+            self.drop()
 
 
 def _is_whole(place: Path, record: Mapping[str, Any]) -> bool:

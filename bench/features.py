@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench import images
-from bench.cache import Cache, Entry, Writer, record_key
+from bench.cache import Cache, Entry, Keeper, record_key
 from bench.clock import Clock
 from bench.contracts import Adapter, Dataset
 from bench.dense import Axis, axis
@@ -206,49 +206,28 @@ class SplitMaps:
             yield blocks
 
     def _compute_and_keep(self) -> Iterator[tuple[NDArray[Any], ...]]:
-        writer = self._start_writing()
+        keeper = self._keeper()
+        if keeper is None:
+            yield from self.compute()
+            return
         try:
             for blocks in self.compute():
-                if writer is not None:
-                    writer = self._append(writer, blocks)
+                with self._runtime.clock.phase("write cache"):
+                    for index, block in enumerate(blocks):
+                        keeper.append(_array_name(index), block)
                 yield blocks
-            if writer is not None:
-                self._entry = self._commit(writer)
-                writer = None
+            self._entry = keeper.commit()
         finally:
-            if writer is not None:
-                writer.drop()
+            keeper.drop()
 
-    def _start_writing(self) -> Writer | None:
+    def _keeper(self) -> Keeper | None:
+        """Where the maps are kept; None where they are not worth it, or do not fit."""
         if self.cheap or self._record is None:
             return None
         if not self._cache.room_for(self.nbytes):
             log.info("maps of %.1f GB do not fit in the cache: they are computed for every pass", self.nbytes / 1e9)
             return None
-        try:
-            return self._cache.writer(self._record)
-        except OSError as error:
-            log.warning("the cache %s cannot be written (%s): going on without it", self._cache.root, error)
-            return None
-
-    def _append(self, writer: Writer, blocks: Sequence[NDArray[Any]]) -> Writer | None:
-        try:
-            with self._runtime.clock.phase("write cache"):
-                for index, block in enumerate(blocks):
-                    writer.append(_array_name(index), block)
-        except OSError as error:
-            log.warning("the cache %s cannot be written (%s): going on without it", self._cache.root, error)
-            writer.drop()
-            return None
-        return writer
-
-    def _commit(self, writer: Writer) -> Entry | None:
-        try:
-            return writer.commit()
-        except OSError as error:
-            log.warning("the cache %s cannot be written (%s): going on without it", self._cache.root, error)
-            writer.drop()
-            return None
+        return self._cache.keeper(self._record)
 
     def _batches(self) -> Iterator[list[int]]:
         """Consecutive pictures of one input size: a function of the split list and the batch size alone."""

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from bench.cache import Cache
+from bench.cache import Cache, Writer
 
 RECORD = {"weights": "abc", "size": [3, 4]}
 
@@ -82,6 +82,31 @@ def test_the_first_of_two_writers_wins(cache):
     other.commit()
     assert cache.find(RECORD).array("maps").item() == 0
     assert len(list((cache.root / "entries").iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", ["__init__", "append", "commit"])
+def test_a_keeper_gives_up_where_the_disk_refuses_and_says_so_once(cache, monkeypatch, caplog, step):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Writer, step, refuse)
+    with caplog.at_level(logging.WARNING, "bench"):
+        keeper = cache.keeper(RECORD)
+        for _ in range(2):
+            keeper.append("maps", np.zeros((1, 1), np.float32))
+        assert keeper.commit() is None
+    assert [record.message for record in caplog.records] == [
+        f"the cache {cache.root} cannot be written ([Errno 28] No space left on device): going on without it"
+    ]
+    assert not list((cache.root / "entries").glob("*"))
+
+
+def test_a_keeper_keeps_what_was_committed(cache):
+    keeper = cache.keeper(RECORD)
+    keeper.append("maps", np.ones((1, 1), np.float32))
+    entry = keeper.commit()
+    keeper.drop()
+    assert entry.array("maps").item() == cache.find(RECORD).array("maps").item() == 1
 
 
 def test_room_is_half_of_the_free_disk(cache, monkeypatch):
