@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import cli, registry, weights
+from bench import registry, weights
 from bench.adapters.maskcontrast import CARD
 from bench.checkpoints import read_checkpoint
 from bench.records import AdapterRequest
@@ -27,21 +26,6 @@ KEYS = Path(__file__).parent / "golden" / "maskcontrast_resnet50_keys.txt"
 TINY = (
     "batch=4", "queue=8", "augment.size=32", "run.log_every=2", "run.save_every=2", "run.panel_every=4", "warmup=0",
 )  # fmt: skip
-
-
-@pytest.fixture
-def bench(monkeypatch, capsys):
-    """Run a command line in this process; gives (exit status, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["bench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        logging.getLogger("bench").handlers.clear()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -232,6 +216,61 @@ def test_a_small_train_set_is_one_batch(bench, data, tmp_path):
     assert status == 0
     assert "3 pictures are fewer than a batch of 4" in err
     assert json.loads((tmp_path / "run" / "record.json").read_text())["course"]["queue"] == 6
+
+
+def mask_path(data: Path, name: str) -> Path:
+    return data / "saliency_clean" / f"{name}.png"
+
+
+def test_pictures_without_a_mask_are_said_first_and_kept_in_the_record(bench, data, tmp_path):
+    for name in ("train1", "val3"):
+        mask_path(data, name).unlink()
+    Image.new("L", (48, 64), 255).save(mask_path(data, "nobody"))
+    status, _, err = bench(*words(data, tmp_path / "run", steps=2))
+    assert status == 0, err
+    assert f"2 of 9 pictures have no mask in the set clean of {data}, the first is 'train1': left out" in err
+    assert "1 masks of the set clean have no picture" in err
+    assert err.index("left out") < err.index("run folder") < err.index("step 2 of 2")
+    kept = checkpoint(tmp_path / "run", 2)["record"]["data"]
+    assert (kept["pictures"], kept["without_mask"], kept["without_mask_first"]) == (7, 2, ["train1", "val3"])
+    assert kept["masks_without_picture"] == 1
+
+
+def lose_one(data: Path) -> None:
+    mask_path(data, "train1").unlink()
+
+
+def lose_all(data: Path) -> None:
+    for path in (data / "saliency_clean").iterdir():
+        path.unlink()
+    Image.new("L", (48, 64), 255).save(mask_path(data, "nobody"))
+
+
+def empty_all(data: Path) -> None:
+    for path in (data / "saliency_clean").iterdir():
+        Image.new("L", Image.open(path).size).save(path)
+
+
+def shrink_one(data: Path) -> None:
+    Image.new("L", (5, 5), 255).save(mask_path(data, "train1"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "more", "why"),
+    [
+        (lose_one, ["--set", "masks.missing=error"], "1 of 9 pictures have no mask"),
+        (lose_all, [], "9 of 9 pictures have no mask"),
+        (empty_all, [], "all 9 masks of the set clean"),
+        (shrink_one, ["--set", "masks.size=error"], "1 masks have another size than their picture"),
+    ],
+)
+def test_masks_that_cannot_be_learnt_from(bench, data, tmp_path, damage, more, why):
+    damage(data)
+    status, _, err = bench(*words(data, tmp_path / "run"), *more)
+    assert status == 2
+    assert why in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_picture_is_named_though_a_worker_met_it(bench, data, tmp_path):
