@@ -205,6 +205,7 @@ def test_what_a_judged_head_learns_does_not_depend_on_the_held_out_pictures():
 
 def run(place: MemoryWork, how: LinearSettings, seed: int = 0) -> tuple[dict[str, Any], Any]:
     outcome = _probe.run(place, how, seed)
+    assert outcome.matched is not None
     found = evaluate_predictions(outcome.counts, outcome.matched, background=place.background, seed=0)
     return found["scores"]["as_predicted"], outcome
 

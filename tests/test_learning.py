@@ -1,0 +1,153 @@
+"""Protocols that learn from the train split, from the command line: rows, resume after a kill, processes, painting."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import paths
+from bench.store import Store
+
+ROOT = Path(__file__).parents[1]
+PROBE = ("--method", "colour", "--protocol", "linear:cached", "--set", "colour.stride=8")
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    (row,) = Store(folder).rows()
+    return {name: np.asarray(array) for name, array in Store(folder).arrays(row).items()}
+
+
+def test_a_probe_makes_a_row_with_its_head_and_is_read_the_next_time(bench, voc):
+    words = ("eval", *PROBE, "--dataset", voc, "--json", "--set", "linear.epochs=30", "--set", "linear.lr=0.1,1")
+    status, out, err = bench(*words)
+    assert status == 0, err
+    (row,) = rows_of(out)
+    assert row["seeds"] == [0]
+    assert row["headline"]["rule"] == "as_predicted"
+    assert row["run"]["dataset"]["train"]["split"] == "train"
+    assert row["per_seed"][0]["tried"].keys() == {"lr=0.1", "lr=1"}
+    kept = arrays_of(paths.results_root())
+    assert kept["seed0_weight"].shape == (3, 3)
+    (training,) = (paths.results_root() / "training").iterdir()
+    assert list(training.glob("tensorboard/events*"))
+    assert not (training / "checkpoints").exists()
+    again = bench(*words)
+    assert rows_of(again[1]) == [row]
+    assert "step" not in again[2]
+
+
+def test_augmented_and_cached_probes_share_the_scored_maps(bench, voc):
+    words = ("eval", "--method", "timm:resnet18@random", "--dataset", voc, "--json", "--set", "linear.epochs=1")
+    for protocol in ("linear:native", "linear:cached"):
+        status, out, err = bench(*words, "--protocol", protocol)
+        assert status == 0, err
+        assert 0 <= rows_of(out)[0]["mean"]["scores"]["as_predicted"]["miou"] <= 1
+
+
+@pytest.mark.parametrize("preset", ["native", "cached"])
+def test_a_killed_probe_ends_with_the_same_bits(bench, voc, tmp_path, preset):
+    words = [
+        *("eval", *PROBE[:2], "--protocol", f"linear:{preset}", *PROBE[4:], "--dataset", str(voc), "--json"),
+        *("--set", "linear.epochs=120", "--set", "linear.batch=2", "--set", "linear.val_every=40"),
+    ]
+    status, straight, err = bench(*words, "--results", tmp_path / "straight")
+    assert status == 0, err
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *words, "--results", str(killed), "--workers", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("training/*/checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("*.json")), "the run ended before it could be killed"
+    status, resumed, err = bench(*words, "--results", killed)
+    assert status == 0, err
+    assert "training is taken up again after" in err
+    assert rows_of(resumed)[0]["per_seed"] == rows_of(straight)[0]["per_seed"]
+    one, other = arrays_of(tmp_path / "straight"), arrays_of(killed)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_train_the_same_probe(bench, voc, tmp_path):
+    words = ["eval", *PROBE, "--dataset", str(voc), "--json", "--set", "linear.epochs=20", "--set", "linear.batch=4"]
+    one = bench(*words, "--results", tmp_path / "one")
+    assert one[0] == 0, one[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    two = subprocess.run(
+        [*launcher, "-m", "bench", *words, "--results", str(tmp_path / "two")],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    (row,) = rows_of(two.stdout)
+    assert row["run"] == rows_of(one[1])[0]["run"]
+    mine, theirs = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
+    np.testing.assert_allclose(theirs["seed0_weight"], mine["seed0_weight"], rtol=1e-4, atol=1e-6)
+    assert len(list((tmp_path / "two").glob("*.json"))) == 1
+
+
+def test_a_head_paints_other_pictures_and_scores_again(bench, voc, tmp_path):
+    status, out, err = bench(
+        "eval", *PROBE, "--dataset", voc, "--json", "--set", "linear.epochs=40", "--save-predictions"
+    )
+    assert status == 0, err
+    (row,) = rows_of(out)
+    (saved,) = paths.results_root().glob(f"{row['key']}*-predictions")
+    pictures = sorted((voc / "JPEGImages").glob("val*"))
+    status, out, err = bench(
+        "predict", *pictures, "--method", "colour", "--row", row["key"], "--output", tmp_path / "p"
+    )
+    assert status == 0, err
+    for picture in pictures:
+        painted = np.array(Image.open(tmp_path / "p" / f"{picture.stem}.png"))
+        assert np.array_equal(painted, np.array(Image.open(saved / f"{picture.stem}.png")))
+    status, out, err = bench("eval", *PROBE, "--dataset", voc, "--json", "--set", f"linear.head=row:{row['key']}")
+    assert status == 0, err
+    assert rows_of(out)[0]["per_seed"][0]["scores"] == row["per_seed"][0]["scores"]
+    assert any("nothing was trained" in note for note in rows_of(out)[0]["notes"])
+
+
+def test_scores_do_not_depend_on_whether_maps_are_cached(bench, voc, tmp_path, monkeypatch):
+    from bench.cache import Cache
+
+    words = ("eval", "--method", "timm:resnet18@random", "--protocol", "linear:native", "--dataset", voc, "--json",
+             "--set", "linear.epochs=2", "--seed", 3)  # fmt: skip
+    with_cache = rows_of(bench(*words, "--results", tmp_path / "with")[1])
+    monkeypatch.setattr(Cache, "room_for", lambda self, nbytes: False)
+    without = rows_of(bench(*words, "--results", tmp_path / "without", "--cache", tmp_path / "none")[1])
+    assert without[0]["per_seed"] == with_cache[0]["per_seed"]
+
+
+def test_the_price_of_a_probe_is_said(bench, voc):
+    status, out, err = bench("eval", *PROBE, "--protocol", "kmeans", "--dataset", voc, "--dry-run")
+    assert status == 0, err
+    assert "4 forward passes for the train split, kept in the cache; 60 epochs read them" in out
+
+
+def test_several_maps_are_searched_in_one_pass(bench, voc):
+    words = ("eval", "--method", "timm:resnet18@random", "--protocol", "linear:cached", "--dataset", voc, "--json")
+    status, out, err = bench(*words, "--set", "linear.tap=search", "--set", "linear.epochs=2")
+    assert status == 0, err
+    (row,) = rows_of(out)
+    assert row["run"]["tap"] == "search"
+    assert len(row["per_seed"][0]["tried"]) > 1
+    assert all(name.startswith("tap=") for name in row["per_seed"][0]["tried"])
