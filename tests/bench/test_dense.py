@@ -127,6 +127,21 @@ def test_other_number_formats(dtype, tolerance):
     assert apart(seen[1], wanted[1]) < tolerance
 
 
+def test_several_heads_at_once_as_on_a_gpu(monkeypatch):
+    logits, labels, weights = example(heads=5)
+    at = axes((5, 7), (24, 31))
+    wanted = losses_and_gradient(cross_entropy(logits, labels, *at, weights), logits)
+    tasks = dense._tasks
+    monkeypatch.setattr(dense, "_NUMBERS_AT_ONCE", {"cpu": 2**11, "cuda": 2 * 4 * 24 * 31})  # bands of few rows
+    monkeypatch.setattr(dense, "_tasks", lambda *sizes: tasks(*sizes[:3], torch.device("cuda")))
+    assert [heads for _, heads in dense._tasks(1, 5, 4 * 24 * 31, None)] == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    seen = losses_and_gradient(cross_entropy(logits, labels, *at, weights), logits)
+    assert apart(seen[0], wanted[0]) < 1e-12
+    assert apart(seen[1], wanted[1]) < 1e-12
+    exact = logits.detach()[0]
+    assert torch.equal(argmax(exact, *at), torch.cat([argmax(exact[h : h + 1], *at) for h in range(5)]))
+
+
 def test_logits_far_apart_lose_nothing():
     logits, labels, weights = example(dtype=torch.float32)
     large = (logits.detach() * 1e4).requires_grad_()
