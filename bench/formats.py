@@ -14,7 +14,7 @@ from typing import Any
 from bench import registry
 from bench.errors import SettingError
 from bench.store import Row
-from bench.tables import RULES, Cell, Label, Table, canonical, is_published, one_line, percent
+from bench.tables import AS_PREDICTED, RULES, Cell, Label, Table, canonical, is_published, one_line, percent
 
 __all__ = ["FORMATS", "render", "text"]
 
@@ -310,14 +310,14 @@ def _csv_figures(row: Row) -> list[dict[str, Any]]:
             )
     lines += [
         {"rule": "", "metric": name, "headline": 0, "mean": row.mean[name], "std": row.std.get(name)}
-        for name in ("ari", "nmi")
+        for name in ("ari", "nmi", "best_on_val_miou", "best_on_val_epoch")
         if name in row.mean
     ]
     return lines
 
 
 def text(table: Table, width: int = 120) -> str:
-    """A table for the terminal, and below it every matching rule of every run side by side.
+    """A table for the terminal, and below it every matching rule of every run side by side, or every measure.
 
     width: characters that a line may have; a wider table is broken into several with the same rows.
     """
@@ -329,7 +329,7 @@ def text(table: Table, width: int = 120) -> str:
     ]
     blocks = [_text_block(["", *names], block) for block in _fold(columns, width - max(map(len, names)) - 2)]
     below = [*_TEXT.sentences(table), *(note.strip() for note in _TEXT.footnotes(table))]
-    return "\n\n".join([*blocks, "\n".join(below), _rules_block(table)]) + "\n"
+    return "\n\n".join([*blocks, "\n".join(below), *filter(None, (_rules_block(table), _measures_block(table)))]) + "\n"
 
 
 def _wrapped(label: str, width: int) -> str:
@@ -369,30 +369,58 @@ def _text_block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
 
 def _rules_block(table: Table) -> str:
     """What each run scores under every rule: how much of a figure is the method, and how much the matching."""
-    import tabulate
 
-    header = ["mean, percent", "", "1-1 IoU", "1-1 pixels", "m-1 IoU", "m-1 pixels", "held out", "null"]
-    lines = []
-    for (row, column), cell in sorted(table.cells.items()):
-        if is_published(cell.row):
-            continue
-        metric = cell.row.headline["metric"]
-        figures = [cell.row.figure("scores", rule, metric) for rule in RULES]
-        figures += [cell.row.figure("held_out"), cell.row.figure("null")]
-        shown = [_MISSING if figure is None else percent(figure) for figure in figures]
-        names = [one_line(label.text) for label in (table.rows[row], table.columns[column])]
-        lines.append([_wrapped(name, 2 * _NARROW) for name in names] + shown)
-    block = tabulate.tabulate(
-        lines,
-        headers=header,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left", "left", *["right"] * 6],
-    )
-    return (
+    def figures(row: Row) -> list[float | None]:
+        by_rule = [row.figure("scores", rule, row.headline["metric"]) for rule in RULES]
+        return [*by_rule, row.figure("held_out"), row.figure("null")]
+
+    header = ["1-1 IoU", "1-1 pixels", "m-1 IoU", "m-1 pixels", "held out", "null"]
+    block = _run_block(table, header, figures, lambda row: row.headline["rule"] != AS_PREDICTED)
+    return block and (
         f"{block}\n"
         "held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways.\n"
         "null: the headline after each picture's cluster ids are permuted on their own."
+    )
+
+
+def _measures_block(table: Table) -> str:
+    """What each run scores whose ids are classes: nothing is matched; what was learnt may have had better epochs."""
+
+    def figures(row: Row) -> list[float | None]:
+        measures = ("miou", "miou_present", "pixel_accuracy", "class_accuracy")
+        best = row.mean.get("best_on_val_miou")
+        return [*(row.figure("scores", metric=metric) for metric in measures), best, row.figure("null")]
+
+    header = ["mIoU", "of present", "pixel acc.", "class acc.", "best on val", "null"]
+    block = _run_block(table, header, figures, lambda row: row.headline["rule"] == AS_PREDICTED)
+    return block and (
+        f"{block}\n"
+        "Classes are predicted and nothing is matched. best on val: the epoch that scores best, which papers report.\n"
+        "null: the mIoU after each picture's classes are permuted on their own."
+    )
+
+
+def _run_block(
+    table: Table, header: Sequence[str], figures: Callable[[Row], list[float | None]], wanted: Callable[[Row], bool]
+) -> str:
+    """Figures of the runs that are wanted, one line each; "" where there are none."""
+    import tabulate
+
+    lines = []
+    for (row, column), cell in sorted(table.cells.items()):
+        if is_published(cell.row) or not wanted(cell.row):
+            continue
+        shown = [_MISSING if figure is None else percent(figure) for figure in figures(cell.row)]
+        names = [one_line(label.text) for label in (table.rows[row], table.columns[column])]
+        lines.append([_wrapped(name, 2 * _NARROW) for name in names] + shown)
+    if not lines:
+        return ""
+    return tabulate.tabulate(
+        lines,
+        headers=["mean, percent", "", *header],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", "left", *["right"] * len(header)],
     )
 
 

@@ -22,6 +22,7 @@ from bench.records import MethodCard, ProtocolCard
 from bench.store import Row
 
 __all__ = [
+    "AS_PREDICTED",
     "AXES",
     "METHOD_KEYS",
     "RULES",

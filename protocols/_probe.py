@@ -216,7 +216,6 @@ def _outcome(work: Work, settings: LinearSettings, probe: Heads, record: _BestOn
     best, epoch = record.best[chosen]
     if epoch:
         facts |= {"best_on_val_miou": best, "best_on_val_epoch": epoch}
-        notes.append(f"best epoch on the scored split, as papers report: {100 * best:.1f} (epoch {epoch})")
     weight, bias = probe.folded(chosen)
     return Outcome(
         counts=counts[chosen],
