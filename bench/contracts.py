@@ -353,6 +353,10 @@ class Work(Protocol):
         """
         ...
 
+    def label_counts(self, split: str = "train") -> NDArray[np.int64]:
+        """Pixels of each class and, last, void, (pictures, classes + 1); every label map of the split is opened."""
+        ...
+
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
     ) -> list[Counts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None =
     overrides = parse_overrides(request.overrides)
     protocol_cards = [_protocol(spec) for spec in dict.fromkeys(request.protocols)]
     _check_owners(overrides, methods, [card for card, _ in protocol_cards])
+    _check_shared(overrides, [card for card, _ in protocol_cards])
     if request.size is not None:
         parse_size(request.size)
     dataset = dataset or open_dataset(request.dataset)
@@ -179,6 +180,18 @@ def _check_owners(overrides: Sequence[Override], methods: Sequence[_Method], pro
             raise SettingError(
                 f"--set {override}: {override.owner!r} is no part of this command."
                 f"{registry.near(override.owner, known)} Owners here: {', '.join(sorted(known))}"
+            )
+
+
+def _check_shared(overrides: Sequence[Override], protocols: Sequence[ProtocolCard]) -> None:
+    """A key without an owner is for every protocol; SettingError names those that do not have it."""
+    for override in overrides:
+        having = [card.name for card in protocols if override.key in {field.name for field in fields(card.settings)}]
+        if not override.owner and 0 < len(having) < len(protocols):
+            lacking = ", ".join(card.name for card in protocols if card.name not in having)
+            owned = " ".join(f"--set {name}.{override}" for name in having)
+            raise SettingError(
+                f"--set {override} is for every protocol named, and {lacking} has no {override.key!r}: {owned}"
             )
 
 

@@ -280,6 +280,10 @@ class MemoryWork:
             found.append((cell, value, counts[cell, value]))
         return found
 
+    def label_counts(self, split: str = "train") -> NDArray[np.int64]:
+        counts = [np.bincount(label.reshape(-1), minlength=IGNORE + 1) for label in self.splits[split].labels]
+        return np.stack([np.append(found[: self.classes], found[IGNORE]) for found in counts])
+
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
     ) -> list[Counts]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -28,7 +29,7 @@ from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.processes import on_rank_0
 from bench.progress import progress, track
-from bench.records import AdapterRequest
+from bench.records import IGNORE, AdapterRequest
 from bench.settings import InputSettings, ObjectSettings, mask_set
 from bench.store import Store, arrays_of
 
@@ -36,6 +37,7 @@ __all__ = ["Built", "MethodWork", "Session", "build"]
 
 log = logging.getLogger(__name__)
 
+_THREADS = 8
 _RECENT = 128 << 20
 """Bytes of clusterings kept for the other protocols of a command."""
 
@@ -187,6 +189,7 @@ class MethodWork:
         self._inside: dict[tuple[object, ...], CellLabels] = {}
         self._kept: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._recent: dict[str, Mapping[str, NDArray[Any]]] = {}
+        self._label_counts: dict[str, NDArray[np.int64]] = {}
         self._said: set[str] = set()
         self._opened: set[tuple[str, str]] = set()
         self.row_key = ""
@@ -363,6 +366,20 @@ class MethodWork:
             return CellLabels.read(
                 self._session.plan.dataset, maps, track(maps.names, len(maps.names), "labels")
             ).pictures
+
+    def label_counts(self, split: str = "train") -> NDArray[np.int64]:
+        """Pixels of each class and, last, void, of every picture (pictures, classes + 1), read once."""
+        if split not in self._label_counts:
+            examples = self.examples(split)
+
+            def count(index: int) -> NDArray[np.int64]:
+                counts = np.bincount(examples.label(index).reshape(-1), minlength=IGNORE + 1)
+                return np.append(counts[: self.classes], counts[IGNORE])
+
+            with self._session.runtime.clock.phase("labels"), ThreadPoolExecutor(_THREADS) as pool:
+                number = len(examples.names)
+                self._label_counts[split] = np.stack(list(track(pool.map(count, range(number)), number, "labels")))
+        return self._label_counts[split]
 
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"

@@ -63,7 +63,6 @@ class Heads:
         self.biases = [nn.Parameter(torch.zeros(work.classes, dtype=dtype, device=self.device)) for _ in heads]
         self.norms = [Norm.of(work, settings, which).to(self.device, dtype) for which in range(len(work.taps))]
         self.failed_at = torch.full((len(heads),), -1, dtype=torch.int64, device=self.device)
-        self.seen = torch.zeros(work.classes + 1, dtype=torch.int64, device=self.device)
         self.steps = 0
 
     def _begin(self, which: int, seed: int) -> torch.Tensor:
@@ -94,9 +93,6 @@ class Heads:
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
         for group, weight in zip(groups, weights, strict=True):
             total += weighted_pixels(group.labels, weight)
-            self.seen += torch.bincount(
-                group.labels.reshape(-1).long().clamp(max=self.work.classes), minlength=self.work.classes + 1
-            )
         distributed.sum_([total])
         losses = torch.zeros(len(self.heads), dtype=self.dtype, device=self.device)
         for which in {head.which for head in self.heads}:
@@ -183,7 +179,6 @@ class Heads:
             "biases": [bias.detach() for bias in self.biases],
             "norms": [norm.state() for norm in self.norms],
             "failed_at": self.failed_at,
-            "seen": self.seen,
             "steps": self.steps,
         }
 
@@ -195,7 +190,6 @@ class Heads:
             for norm, stored in zip(self.norms, state["norms"], strict=True):
                 norm.load(stored)
             self.failed_at.copy_(state["failed_at"])
-            self.seen.copy_(state["seen"])
             self.steps = state["steps"]
 
 

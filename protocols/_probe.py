@@ -50,6 +50,7 @@ def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
     held = drawn(train.names, max(1, round(len(train.names) / HELD_OUT)), "held out") if heads[0].judged else []
     if heads[0].judged and len(train.names) < 2:
         raise InputError("there is one picture to train on: none can be held out to choose between settings")
+    unseen = _unseen(work)  # opens every label map, before any forward pass
     data = _samples(work, settings, train, seed)
     probe = Heads(work, settings, heads, seed)
     record = _BestOnVal(work, settings, probe)
@@ -72,7 +73,7 @@ def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
         ),
         seed,
     )
-    return _outcome(work, settings, probe, record, held)
+    return _outcome(work, settings, probe, record, held, unseen)
 
 
 def _schedule(settings: LinearSettings, batches: int) -> Callable[[int], float]:
@@ -202,7 +203,9 @@ def _judge(counts: Counts) -> dict[str, Any]:
 # --- what comes out ----------------------------------------------------------------------------------------
 
 
-def _outcome(work: Work, settings: LinearSettings, probe: Heads, record: _BestOnVal, held: Sequence[int]) -> Outcome:
+def _outcome(
+    work: Work, settings: LinearSettings, probe: Heads, record: _BestOnVal, held: Sequence[int], unseen: Sequence[str]
+) -> Outcome:
     counts = record.figures()
     scored = list(counts)
     notes: list[str] = []
@@ -210,7 +213,7 @@ def _outcome(work: Work, settings: LinearSettings, probe: Heads, record: _BestOn
     chosen = min(scored)
     if held:
         chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
-    notes += _failures(probe) + _unseen(work, probe)
+    notes += [*_failures(probe), *unseen]
     for note in notes:
         work.say(note)
     best, epoch = record.best[chosen]
@@ -279,8 +282,9 @@ def _failures(probe: Heads) -> list[str]:
     ]
 
 
-def _unseen(work: Work, probe: Heads) -> list[str]:
-    absent = [name for name, pixels in zip(work.class_names, probe.seen.tolist(), strict=False) if not pixels]
+def _unseen(work: Work) -> list[str]:
+    pixels = work.label_counts("train").sum(0)
+    absent = [name for name, count in zip(work.class_names, pixels.tolist(), strict=False) if not count]
     if not absent:
         return []
     return [f"no pixel of the train split has the class {', '.join(absent)}: it cannot be learnt and counts as missed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,19 @@ WORDS = {
     "size as a setting": ("--method noise --protocol kmeans --set kmeans.size=12by12", "size '12by12'", "HxW"),
     "precision": ("--method noise --protocol kmeans --precision fp8", "--precision fp8", "fp32 or bf16"),
     "device": ("--method noise --protocol kmeans --device tpu", "--device tpu", "cuda:N"),
+    "setting of another protocol": (
+        "--method noise --protocol kmeans --protocol linear --set lr=0.1", "kmeans has no 'lr'", "--set linear.lr=0.1"),
+    "mistyped setting of the probe": (
+        "--method noise --protocol linear --set linear.epoch=3", "no setting 'epoch'", "Did you mean 'epochs'"),
+    "value of the probe": (
+        "--method noise --protocol linear --set linear.normalize=l1", "normalize=l1", "none, l2, standardize, bn"),
+    "rate below 0": ("--method noise --protocol linear --set linear.lr=0.1,-1", "linear.lr=0.1,-1", "at least 0"),
+    "drop of the rate": ("--method noise --protocol linear --set linear.drop=4", "linear.drop=4", "E/N"),
+    "classifier that is not there": (
+        "--method noise --protocol linear --set linear.head=adapter", "noise brings no classifier", "head=train"),
+    "head of no row": ("--method noise --protocol linear --set linear.head=row:abc", "no row 'abc'", "bench eval"),
+    "two maps for K-means": (
+        "--method supervised@random --protocol kmeans --set kmeans.tap=layer3,layer4", "kmeans reads one map"),
     "no method": ("--protocol kmeans", "--method", "--help"),
     "no protocol": ("--method noise", "--protocol", "--help"),
     "unknown option": ("--method noise --protocol kmeans --seedz 3", "--seedz", "--seed", "--help"),
@@ -701,3 +715,39 @@ def test_interrupted(bench, voc, monkeypatch, place):
     assert [row["run"]["method"] for row in rows_of(bench(*words))] == ["colour", "noise"]
     assert built == ["noise"]
     assert set(finished) < set(files_of_results())
+
+
+# --- learning from the train split -----------------------------------------------------------------------------------
+
+PROBE = ("eval", "--method", "colour", "--protocol", "linear:cached", "--set", "linear.epochs=4")
+
+
+def test_a_train_split_that_is_not_there(bench, voc):
+    (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    assert_refused(bench(*PROBE, "--dataset", voc), "no split 'train'", "there are: val", "train.txt")
+
+
+def test_the_scored_split_is_not_learnt_from(bench, voc):
+    result = bench(*PROBE, "--dataset", voc, "--split", "train")
+    assert_refused(result, "linear learns from the split train, which is the one to be scored", "--split")
+
+
+def test_a_learning_rate_that_diverges(bench, voc):
+    line = the_line(bench(*PROBE, "--dataset", voc, "--set", "linear.lr=1e38"))
+    assert re.search(r"the loss of step \d+ is (nan|inf) at a learning rate of 1e\+38: lower it", line)
+    assert list(paths.results_root().glob("*.json")) == []
+
+
+def test_maps_that_do_not_fit_are_not_learnt_from(bench, voc, monkeypatch):
+    from bench.cache import Cache
+
+    monkeypatch.setattr(Cache, "room_for", lambda self, nbytes: False)
+    line = the_line(bench(*PROBE, "--dataset", voc))
+    assert "must be kept to be learnt from" in line
+    assert "--cache" in line
+
+
+def test_a_broken_label_of_the_train_split(bench, voc):
+    path = voc / "SegmentationClass" / "train1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert str(path) in the_line(bench(*PROBE, "--dataset", voc))
