@@ -338,6 +338,14 @@ class Work(Protocol):
         """
         ...
 
+    def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """The maps (B, h, w, D) of `taps` of some pictures, uint8 (B, 3, H, W) with sides that the network takes.
+
+        In as many passes as suit the device, in eval mode and without gradients, on the device. labels: uint8
+        (B, H', W') at the pictures' size before padding, for a network that needs them.
+        """
+        ...
+
     def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> Maps:
         """The maps of another network over a split, computed for every pass: what was trained is scored by them."""
         ...

@@ -29,7 +29,7 @@ from bench.errors import FeatureError, InputError, StorageError
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
-__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid"]
+__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid", "pictures_at_once"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ class Runtime:
     workers: int = 1
     clock: Clock = field(default_factory=Clock)
     track: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, what: items
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.device.partition(":")[0]
 
 
 def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: int) -> tuple[int, int]:
@@ -270,8 +275,7 @@ class SplitMaps:
             raise FeatureError(f"the network failed on {pictures}: {type(error).__name__}: {text}") from error
 
     def _forward(self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> dict[str, torch.Tensor]:
-        device = self._runtime.device
-        kind = device.partition(":")[0]
+        device, kind = self._runtime.device, self._runtime.kind
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._runtime.precision == "bf16"):
             inputs = self._adapter.preprocess(torch.from_numpy(pictures).to(device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -316,11 +320,15 @@ def _array_name(index: int) -> str:
     return f"maps{index}" if index else "maps"
 
 
+def pictures_at_once(runtime: Runtime, extent: tuple[int, int]) -> int:
+    """How many pictures of (H, W) pixels go through a network together."""
+    return runtime.batch_size or max(PIXELS_A_BATCH[runtime.kind] // math.prod(extent), 1)
+
+
 def batches(shapes: Sequence[tuple[tuple[int, int], ...]], runtime: Runtime) -> Iterator[list[int]]:
     """Indices of consecutive pictures whose shapes are equal; a shape starts with the (H, W) of the network's input."""
-    budget = PIXELS_A_BATCH["cuda" if runtime.device.startswith("cuda") else "cpu"]
     for (extent, *_), run in groupby(range(len(shapes)), key=shapes.__getitem__):
-        size = runtime.batch_size or max(budget // math.prod(extent), 1)
+        size = pictures_at_once(runtime, extent)
         indices = iter(run)
         while batch := list(islice(indices, size)):
             yield batch

@@ -260,6 +260,11 @@ class MemoryWork:
         part.names = tuple(whole.names[index] for index in only)
         return part
 
+    def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            maps = self.network(self.network.preprocess(pictures), self.taps, labels=labels)
+        return tuple(maps[name].permute(0, 2, 3, 1) for name in self.taps)
+
     def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> MemoryMaps:
         examples, found = self.examples(split), []
         for index in range(len(examples.names)):

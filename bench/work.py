@@ -20,7 +20,7 @@ from bench import dense, fitting, foregrounds, registry, weights
 from bench.cache import Cache, record_key
 from bench.contracts import Adapter, Dataset, Learner, Lessons, Maps, Scope, Scores
 from bench.errors import CheckpointError, MismatchError, SettingError, StorageError
-from bench.features import Runtime, SplitMaps
+from bench.features import Runtime, SplitMaps, pictures_at_once
 from bench.files import write_atomic
 from bench.images import cell_index
 from bench.labels import CellLabels
@@ -219,6 +219,21 @@ class MethodWork:
                 user_code=self._job.card.file is not None,
             )
         return self._maps[name]
+
+    def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """The maps (B, h, w, D) of `taps` of some pictures, uint8 (B, 3, H, W), without gradients."""
+        runtime, network = self._session.runtime, self.network
+        at_once = pictures_at_once(runtime, (pictures.shape[2], pictures.shape[3]))
+        found: list[tuple[torch.Tensor, ...]] = []
+        with torch.no_grad(), torch.autocast(runtime.kind, torch.bfloat16, enabled=runtime.precision == "bf16"):
+            for start in range(0, len(pictures), at_once):
+                part = slice(start, start + at_once)
+                inputs = network.preprocess(pictures[part].to(runtime.device, non_blocking=True))
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+                given = labels[part].to(runtime.device) if network.needs_labels and labels is not None else None
+                maps = network(inputs, self.taps, labels=given)
+                found.append(tuple(maps[name].permute(0, 2, 3, 1).contiguous() for name in self.taps))
+        return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
 
     def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> SplitMaps:
         """The maps of another network over "eval" or "train", computed for every pass."""

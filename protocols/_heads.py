@@ -122,7 +122,7 @@ class Heads:
     def _features(self, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
         """Per map and group the vectors (n, h, w, D) as the heads read them, without gradient."""
         with torch.no_grad():
-            raw = [group.maps or self._maps(group) for group in groups]
+            raw = [group.maps or self._computed(group) for group in groups]
             per_tap: list[list[torch.Tensor]] = []
             for which, norm in enumerate(self.norms):
                 found = [maps[which].to(self.device, self.dtype) for maps in raw]
@@ -130,16 +130,9 @@ class Heads:
                 per_tap.append([norm(maps) for maps in found])
         return per_tap
 
-    def _maps(self, group: Group) -> tuple[torch.Tensor, ...]:
-        """One forward pass: the maps (n, h, w, D) of all taps."""
-        network, kind = self.work.network, self.device.type
+    def _computed(self, group: Group) -> tuple[torch.Tensor, ...]:
         assert group.pictures is not None
-        with torch.autocast(kind, torch.bfloat16, enabled=self.work.precision == "bf16"):
-            inputs = network.preprocess(group.pictures.to(self.device, non_blocking=True))
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            labels = group.whole.to(self.device) if network.needs_labels and group.whole is not None else None
-            maps = network(inputs, self.work.taps, labels=labels)
-        return tuple(maps[name].permute(0, 2, 3, 1).contiguous() for name in self.work.taps)
+        return self.work.forward(group.pictures, group.whole)
 
     def _logits(self, maps: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """(n, heads, C, h, w) of the heads with these numbers, from (n, h, w, D): one product for all of them."""
