@@ -20,6 +20,7 @@ from typing import Any
 
 import clustering
 import heads
+import loader
 import pipeline
 import scoring
 import step
@@ -54,6 +55,7 @@ def main() -> None:
             "pipeline": lambda: pipeline.measure(dataset),
             "step": step.measure,
             "heads": heads.measure,
+            "loader": loader.measure,
         }
         for name, measure in parts.items():
             report[name] = measure()
