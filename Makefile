@@ -1,6 +1,6 @@
 # make demo   set up an environment and make the first table (downloads packages, no data and no weights)
 # make test   set up an environment and run linters, type checks and tests
-# make bench  measure the speed claims of results/benchmarks
+# make bench  measure the speed claims of results/benchmarks; PARTS="probe heads" measures some of them
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -29,7 +29,7 @@ test: check
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/dev
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/run.py $(if $(PARTS),--only $(PARTS))
 
 build: $(VENV)/dev
 	$(BIN)/python -m build

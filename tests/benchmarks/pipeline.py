@@ -109,7 +109,8 @@ def make_pictures(root: Path, count: int, size: tuple[int, int], classes: int = 
         cells = rng.integers(0, classes, (8, 8), np.uint8)
         mask = Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
         mask.save(root / "SegmentationClass" / f"{name}.png")
-    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
+    for split in ("train", "val"):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
     (root / "classes.txt").write_text("\n".join(f"class {index}" for index in range(classes)) + "\n")
     return root
 

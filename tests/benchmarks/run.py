@@ -1,17 +1,18 @@
 """`make bench`: every speed claim, as ratios measured in one run, kept with date, machine and command.
 
-    python tests/benchmarks/run.py [FOLDER]
+    python tests/benchmarks/run.py [FOLDER] [--only PART …]
 
-FOLDER is a data set in VOC layout with a `val` split, by default the street frames beside the checkout; without them 30
-generated pictures of 480×360 stand in.
+FOLDER is a data set in VOC layout with the splits `train` and `val`, by default the street frames beside the checkout;
+without them 30 generated pictures of 480×360 stand in. Parts that are measured on one day lie in one file; each says
+with which command and at which commit it was measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from datetime import date
@@ -22,6 +23,7 @@ import clustering
 import heads
 import loader
 import pipeline
+import probe
 import scoring
 import step
 
@@ -43,23 +45,36 @@ def _cpu_lines() -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def parts(dataset: Path) -> dict[str, Callable[[], Any]]:
+    return {
+        "scoring": scoring.measure,
+        "clustering": clustering.measure,
+        "pipeline": lambda: pipeline.measure(dataset),
+        "step": step.measure,
+        "loader": loader.measure,
+        "heads": heads.measure,
+        "probe": lambda: probe.measure(dataset),
+    }
+
+
 def main() -> None:
-    given = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT.parent / "shared" / "data" / "camvid-mini"
+    options = argparse.ArgumentParser()
+    options.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared" / "data" / "camvid-mini")
+    options.add_argument("--only", nargs="+", default=[], choices=list(parts(ROOT)), metavar="PART")
+    given = options.parse_args()
     target = ROOT / "results" / "benchmarks" / f"{date.today().isoformat()}.json"
-    report: dict[str, Any] = {"date": date.today().isoformat(), "command": "make bench", "machine": machine()}
+    report = json.loads(target.read_text()) if target.exists() else {}
+    command = f"make bench PARTS='{' '.join(given.only)}'" if given.only else "make bench"
     with tempfile.TemporaryDirectory() as text:
-        dataset = given if given.is_dir() else pipeline.make_pictures(Path(text) / "generated", 30, (360, 480), 11)
-        parts: dict[str, Callable[[], Any]] = {
-            "scoring": scoring.measure,
-            "clustering": clustering.measure,
-            "pipeline": lambda: pipeline.measure(dataset),
-            "step": step.measure,
-            "heads": heads.measure,
-            "loader": loader.measure,
-        }
-        for name, measure in parts.items():
-            report[name] = measure()
-            # after each part: the whole takes a quarter of an hour, and may be interrupted
+        generated = Path(text) / "generated"
+        dataset = given.folder if given.folder.is_dir() else pipeline.make_pictures(generated, 30, (360, 480), 11)
+        for name, measure in parts(dataset).items():
+            if given.only and name not in given.only:
+                continue
+            found = measure()
+            about = {"date": date.today().isoformat(), "command": command, "machine": machine()}
+            report[name] = {**about, "figures": found}
+            # after each part: the whole takes half an hour, and may be interrupted
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))  # noqa: T201
