@@ -53,7 +53,6 @@ def fit(
         "seed": seed,
         "architecture": dict(lessons.architecture),
         "course": {"samples": lessons.samples, "batch": lessons.batch, "steps": lessons.steps},
-        "processes": distributed.world(),
     }
     run = RunFolder(folder)
     on_rank_0(lambda: run.open(record, resume=True))
