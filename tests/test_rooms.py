@@ -26,7 +26,7 @@ LAYERS = [
         "usercode",
         "settings",
     },
-    {"networks.deeplab", "networks.maskcontrast", "trainer"},
+    {"networks.deeplab", "networks.iic", "networks.maskcontrast", "trainer"},
     {"weights", "store", "datasets", "datasets.folder", "datasets.pictures", "datasets.shapes", "datasets.voc"},
     {"augment", "batches", "contrast", "journal", "warp"},
     {"features", "fitting"},
