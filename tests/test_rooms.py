@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"networks.deeplab", "networks.iic", "networks.maskcontrast", "trainer"},
     {"weights", "store", "datasets", "datasets.folder", "datasets.pictures", "datasets.shapes", "datasets.voc"},
-    {"augment", "batches", "contrast", "journal", "warp"},
+    {"augment", "batches", "contrast", "journal", "mutual", "warp"},
     {"features", "fitting"},
     {"labels", "foregrounds", "plan", "tables", "testing", "listing"},
     {"formats", "published"},

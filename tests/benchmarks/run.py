@@ -21,6 +21,7 @@ from typing import Any
 
 import clustering
 import heads
+import iic
 import loader
 import pipeline
 import probe
@@ -54,6 +55,7 @@ def parts(dataset: Path) -> dict[str, Callable[[], Any]]:
         "loader": loader.measure,
         "heads": heads.measure,
         "probe": lambda: probe.measure(dataset),
+        "iic": iic.measure,
     }
 
 
