@@ -47,7 +47,8 @@ Key = tuple[int, int]
 class Adapter(Protocol):
     """A method, ready to give maps. It is also an `nn.Module`; the harness moves it, sets eval mode and autocast.
 
-    taps: the maps it can give. default_tap: the one protocols read unless told otherwise.
+    taps: the maps it can give. default_tap: the one protocols read unless told otherwise, where it is of a kind that
+        they score; else they read the first of the kind that they score best.
     pad_to: the sides of the network's input must be multiples of this (pixels).
     needs_labels: True when `forward` must be given labels (only `oracle`).
     fingerprint: "" = the weights alone decide the maps; otherwise text that changes whenever the maps do.
@@ -250,6 +251,7 @@ class Scope:
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
     background: the data set has a background class. taps: names of the method's feature maps, () while it is not built.
     train: pictures of the train split, None where it is not there.
+    own_clusters: K, where the map that is read holds probabilities of the network's own clusters.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
 
@@ -261,15 +263,20 @@ class Scope:
     background: bool = True
     taps: tuple[str, ...] = ()
     train: int | None = None
+    own_clusters: int | None = None
     explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One row to be made: its settings, final, and what the reader of the row has to know about them."""
+    """One row to be made: its settings, final, and what the reader of the row has to know about them.
+
+    seeded: False where nothing depends on the seed, so that one is enough.
+    """
 
     settings: Any
     notes: tuple[str, ...] = ()
+    seeded: bool = True
 
 
 @dataclass(slots=True)
@@ -330,6 +337,8 @@ class Work(Protocol):
     method_name: str
     network: Adapter
     """The method itself, in eval mode, without gradients: copy it before changing it."""
+    kind: str
+    """What the map that is read holds (see `bench.records.Tap`)."""
 
     def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> Maps:
         """The maps of the scored split ("eval") or of the train split ("train").

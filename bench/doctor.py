@@ -101,7 +101,8 @@ def _method(spec: str, dataset: str | None, device: str, results: Path, cache: P
         plan = make_plan(request)
         session = open_session(plan, resources)
         job = plan.jobs[0]
-        work = MethodWork(session, job, build(session, job), inputs_of(job, job.protocols[0]))
+        built = build(session, job)
+        work = MethodWork(session, job, built, inputs_of(job, job.protocols[0], built))
         maps = work.maps("eval")
         for _ in maps.compute():
             pass

@@ -25,7 +25,7 @@ from bench.processes import on_rank_0, usable_device
 from bench.progress import track
 from bench.settings import InputSettings, deciding, mask_set
 from bench.store import Row, Store, provenance, run_key
-from bench.work import Built, MethodWork, Session, build
+from bench.work import Built, MethodWork, Session, build, tap_for
 
 __all__ = ["evaluate", "inputs_of", "open_session", "stored_row", "wanted_seeds"]
 
@@ -101,7 +101,7 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
     works: dict[InputSettings, MethodWork] = {}
     todo = []
     for choice in job.protocols:
-        inputs = inputs_of(job, choice)
+        inputs = inputs_of(job, choice, built)
         if inputs not in works:
             works[inputs] = MethodWork(session, job, built, inputs)
         work = works[inputs]
@@ -111,25 +111,23 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
     return todo
 
 
-def inputs_of(job: Job, choice: ProtocolChoice) -> InputSettings:
+def inputs_of(job: Job, choice: ProtocolChoice, built: Built) -> InputSettings:
     """The part of a protocol's settings that decides the maps: protocols that agree on it share them."""
-    settings: InputSettings = choice.settings
-    return InputSettings(
-        size=settings.size, interpolation=settings.interpolation, tap=_tap(job, choice), dtype=settings.dtype
-    )
+    settings, tap = choice.settings, _tap(job, choice, built)
+    return InputSettings(size=settings.size, interpolation=settings.interpolation, tap=tap, dtype=settings.dtype)
 
 
-def _tap(job: Job, choice: ProtocolChoice) -> str:
-    """The map that a protocol reads; "" is the built method's default."""
-    named: str = choice.settings.tap
-    return named or (choice.card.probes and job.card.probe_tap) or job.card.default_tap
+def _tap(job: Job, choice: ProtocolChoice, built: Built | None) -> str:
+    """The map that a protocol reads; what the card says of it where the method is not built."""
+    named: str = choice.settings.tap or (choice.card.probes and job.card.probe_tap) or ""
+    return named or (tap_for(built.adapter, choice.card) if built else job.card.default_tap)
 
 
-def wanted_seeds(session: Session, choice: ProtocolChoice) -> tuple[int, ...]:
-    """`--seeds` seeds from `--seed` on, or as many as the protocol has; one where it does not depend on them."""
+def wanted_seeds(session: Session, choice: ProtocolChoice, variant: Variant | None = None) -> tuple[int, ...]:
+    """`--seeds` seeds from `--seed` on, or as many as the protocol has; one where nothing depends on them."""
     request, card = session.plan.request, choice.card
-    number = (request.seeds or card.seeds) if card.seeded else 1
-    return tuple(range(request.seed, request.seed + number))
+    seeded = card.seeded and (variant is None or variant.seeded)
+    return tuple(range(request.seed, request.seed + ((request.seeds or card.seeds) if seeded else 1)))
 
 
 def _finished(session: Session, job: Job) -> list[Row] | None:
@@ -141,7 +139,7 @@ def _finished(session: Session, job: Job) -> list[Row] | None:
     for choice in job.protocols:
         for variant in choice.variants(session.scope()):
             row = stored_row(session, job, choice, variant)
-            if row is None or not set(wanted_seeds(session, choice)) <= set(row.seeds):
+            if row is None or not set(wanted_seeds(session, choice, variant)) <= set(row.seeds):
                 return None
             rows.append(row)
     return rows
@@ -169,7 +167,7 @@ def describe_run(
         checkpoint["weights"] = [built.weights_sha256, built.adapter.fingerprint]
     settings = deciding(variant.settings)
     del settings["tap"]
-    tap = _tap(job, choice) or (built.adapter.default_tap if built else "")
+    tap = _tap(job, choice, built)
     return {
         "method": job.name,
         "method_version": job.card.version,
@@ -214,7 +212,7 @@ def _evaluate_row(
 ) -> Row:
     """Compute the seeds that are missing, score them, and save the row."""
     stored = stored_row(session, job, choice, variant, built)
-    missing = list(wanted_seeds(session, choice))
+    missing = list(wanted_seeds(session, choice, variant))
     if stored is not None and (session.plan.request.again or not built.reusable):
         # the row with most seeds is the one that is read: fewer new ones would stay in its shadow
         missing, stored = sorted({*missing, *stored.seeds}), None

@@ -85,7 +85,7 @@ def correlation(first: torch.Tensor, second: torch.Tensor, reach: int) -> torch.
     first, second: float (B, K, H, W). Returns (2 · reach + 1, 2 · reach + 1, K, K), the shift (s, t) at
     (s + reach, t + reach); with several processes the sum over all of them. Differentiable once.
     """
-    sums: torch.Tensor = _Correlation.apply(first, second, reach)  # type: ignore[no-untyped-call]
+    sums: torch.Tensor = _Correlation.apply(first, second, reach)
     return sums
 
 
@@ -130,18 +130,20 @@ class _Frame:
         self.share = mirrored / (self.sides[0] * self.sides[1])
 
     def spectrum(self, maps: torch.Tensor) -> torch.Tensor:
-        spectra = torch.fft.rfft2(maps, s=self.sides)
+        spectra: torch.Tensor = torch.fft.rfft2(maps, s=self.sides)
         return spectra.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
 
     def maps(self, spectrum: torch.Tensor) -> torch.Tensor:
-        spectra = spectrum.unflatten(0, self.frequencies).permute(3, 2, 0, 1)
-        return torch.fft.irfft2(spectra, s=self.sides)[..., : self.height, : self.width]
+        spectra = spectrum.view(*self.frequencies, *spectrum.shape[1:]).permute(3, 2, 0, 1)
+        framed: torch.Tensor = torch.fft.irfft2(spectra, s=self.sides)
+        return framed[..., : self.height, : self.width]
 
     def at_shifts(self, spectrum: torch.Tensor) -> torch.Tensor:
         """The inverse transform of a spectrum (frequencies, K, K) at the shifts alone, (S, S, K, K)."""
+        shifts = len(self.down)
         rows = self.down @ spectrum.view(self.frequencies[0], -1)
-        both = (self.across * self.share) @ rows.view(len(self.down), self.frequencies[1], -1)
-        return both.real.unflatten(2, spectrum.shape[1:])
+        both: torch.Tensor = (self.across * self.share) @ rows.view(shifts, self.frequencies[1], -1)
+        return both.real.view(shifts, shifts, *spectrum.shape[1:])
 
     def of_shifts(self, values: torch.Tensor) -> torch.Tensor:
         """The spectrum (frequencies, K, K) of values (S, S, K, K) at the shifts, zero elsewhere."""

@@ -176,7 +176,7 @@ def _open(plan: Plan, resources: ExitStack) -> tuple[_Opened, ProtocolChoice]:
     """The method built, ready to read the pictures, and the protocol's settings."""
     session, job = open_session(plan, resources), plan.jobs[0]
     choice, built = job.protocols[0], build(session, job)
-    work = MethodWork(session, job, built, inputs_of(job, choice))
+    work = MethodWork(session, job, built, inputs_of(job, choice, built))
     work.check(choice)
     return _Opened(work, session.scope(work), built.weights_sha256), choice
 

@@ -36,17 +36,17 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
     built = build(session, job)
     works: dict[InputSettings, MethodWork] = {}
     for choice in job.protocols:
-        inputs = inputs_of(job, choice)
+        inputs = inputs_of(job, choice, built)
         if inputs not in works:
             works[inputs] = MethodWork(session, job, built, inputs)
             yield _price_maps(session, works[inputs], job, known=not missing)
         work = works[inputs]
         variants = choice.variants(session.scope(work))
+        wanted = [wanted_seeds(session, choice, variant) for variant in variants]
         rows = [] if missing else [stored_row(session, job, choice, variant, built) for variant in variants]
-        wanted = wanted_seeds(session, choice)
-        done = sum(row is not None and set(wanted) <= set(row.seeds) for row in rows)
+        done = sum(row is not None and set(seeds) <= set(row.seeds) for row, seeds in zip(rows, wanted, strict=False))
         name = f"{choice.card.name}:{choice.preset.name}"
-        yield f"  {name}: {len(variants)} rows × {len(wanted)} seeds, {done} rows finished"
+        yield f"  {name}: {len(variants)} rows × {max(map(len, wanted))} seeds, {done} rows finished"
         if choice.card.price and done < len(variants):
             sentence = registry.load(choice.card.price)
             yield from (f"    {sentence(variant.settings, session.scope(work))}" for variant in variants)

@@ -124,8 +124,9 @@ class MethodCard:
     trainable: False for methods without weights (`oracle`, `noise`, `colour`); they ignore the checkpoint.
     options: a frozen dataclass, set by `--set METHOD.key=value`.
     argument: what follows a colon in the method's name, for families such as `timm:NAME`.
-    taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read. probe_tap:
-        what those read that learn a classifier of the map, where that is another one.
+    taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read where it is of
+        a kind they score, else the first of the kind they score best. probe_tap: what those read that learn a
+        classifier of the map, where that is another one.
     file, file_sha256: for a method that lives in a user's file (`--method file.py:factory`), that file.
     """
 

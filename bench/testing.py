@@ -207,13 +207,14 @@ class MemorySplit:
     """Pictures of one split: maps, float (h, w, D), and label maps, uint8 (H, W), H a multiple of h.
 
     logits: the method's own foreground, float (h', w'), H a multiple of h'; None where it gives none.
-    masks: mask files, bool (H, W).
+    masks: mask files, bool (H, W). kind: what the maps hold, as in `bench.records.Tap`.
     """
 
     maps: Sequence[NDArray[np.floating[Any]]]
     labels: Sequence[NDArray[np.uint8]]
     logits: Sequence[NDArray[np.floating[Any]]] | None = None
     masks: Sequence[NDArray[np.bool_]] | None = None
+    kind: str = "feature"
 
 
 class MemoryWork:
@@ -241,7 +242,7 @@ class MemoryWork:
         self.lists: dict[str, tuple[str, ...]] = {}
         self.arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
         self.class_names = tuple(class_names) or tuple(str(index) for index in range(classes))
-        self.foreground = scored.logits is not None
+        self.foreground, self.kind = scored.logits is not None, scored.kind
         self.said: list[str] = []
         self.splits = {"eval": scored, "train": train or scored}
         self._maps = {
@@ -447,7 +448,8 @@ def check_protocol(card: ProtocolCard, given: Mapping[str, Any] | None = None) -
     if not card.needs_objects:
         maps, labels = _known_answer(classes)
         labels[0][0, :3] = IGNORE
-        _check_runs(card, native, MemorySplit(maps=maps, labels=labels), classes)
+        for kind in card.kinds:
+            _check_runs(card, native, MemorySplit(maps=maps, labels=labels, kind=kind), classes)
     if isinstance(native, ObjectSettings):
         objects = _known_objects(classes)
         objects.labels[0][0, :3] = IGNORE
@@ -466,6 +468,7 @@ def _check_runs(card: ProtocolCard, settings: Any, split: MemorySplit, classes: 
             pictures=len(split.maps),
             foreground=split.logits is not None,
             train=len(split.maps),
+            own_clusters=split.maps[0].shape[2] if split.kind == "cluster_prob" else None,
         )
         variants = [variant.settings for variant in registry.load(card.expand)(settings, scope)]
     run = registry.load(card.run)

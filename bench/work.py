@@ -29,11 +29,11 @@ from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.processes import on_rank_0
 from bench.progress import progress, track
-from bench.records import IGNORE, AdapterRequest
+from bench.records import IGNORE, AdapterRequest, ProtocolCard
 from bench.settings import InputSettings, ObjectSettings, mask_set
 from bench.store import Store, arrays_of
 
-__all__ = ["Built", "MethodWork", "Session", "build"]
+__all__ = ["Built", "MethodWork", "Session", "build", "tap_for"]
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Session:
             background=dataset.background is not None,
             taps=() if work is None else feature_taps(work.network),
             train=len(self.names(dataset.train_split)) if dataset.train_split in dataset.splits() else None,
+            own_clusters=None if work is None else work.own_clusters,
         )
 
 
@@ -148,6 +149,14 @@ def build(session: Session, job: Job) -> Built:
     return Built(adapter, sha256, cache, reusable)
 
 
+def tap_for(adapter: Adapter, protocol: ProtocolCard) -> str:
+    """The map that a protocol reads unless told otherwise: the default one, or the first of the kind it scores best."""
+    if adapter.taps[adapter.default_tap].kind in protocol.kinds:
+        return adapter.default_tap
+    fitting = [name for kind in protocol.kinds for name, tap in adapter.taps.items() if tap.kind == kind]
+    return fitting[0] if fitting else adapter.default_tap  # which is refused by name
+
+
 def _command_cache(session: Session) -> Cache:
     """A cache that ends with the command, for methods whose code nobody can fingerprint."""
     root = session.cache.entries_root
@@ -179,6 +188,7 @@ class MethodWork:
         self.classes, self.class_names = len(dataset.classes), tuple(dataset.classes)
         self.background = dataset.background
         self.device, self.precision = session.runtime.device, session.runtime.precision
+        self.kind: str = built.adapter.taps[self.taps[0]].kind
         logits = [tap.name for tap in built.adapter.taps.values() if tap.kind == "foreground_logit"]
         self.foreground = bool(logits)
         self._taps = tuple(dict.fromkeys((*self.taps, *logits[:1])))
@@ -194,6 +204,11 @@ class MethodWork:
         self._opened: set[tuple[str, str]] = set()
         self.row_key = ""
         """Of the row that is being made: where what is learnt for it is kept meanwhile."""
+
+    @property
+    def own_clusters(self) -> int | None:
+        """K where the map holds probabilities of the network's own clusters, else None."""
+        return self._built.adapter.taps[self.taps[0]].channels if self.kind == "cluster_prob" else None
 
     def _split(self, split: str) -> str:
         plan = self._session.plan

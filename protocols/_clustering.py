@@ -27,7 +27,10 @@ __all__ = ["cluster_vectors", "fit_reduction", "predict", "run"]
 
 
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
-    """Cluster objects or pixels, as the settings and the method say."""
+    """Cluster objects or pixels, as the settings and the method say; a network's own clusters are taken as they are."""
+    if work.kind == "cluster_prob":
+        assignments = _likeliest(work)
+        return Outcome(counts=work.count(assignments, settings.clusters), assignments=assignments)
     settings = settle(settings, work.foreground)
     if settings.unit == "pixel":
         return _run_pixels(work, settings, seed)
@@ -85,6 +88,8 @@ def predict(work: Work, settings: ClusterSettings, arrays: Mapping[str, NDArray[
     """The clusters of a finished row on other pictures: each cell or object takes the nearest centroid."""
     from bench import cluster
 
+    if work.kind == "cluster_prob":
+        return Painting(cells=_likeliest(work))
     settings = settle(settings, work.foreground)
     reduction = cluster.Reduction.of_arrays(arrays, l2=settings.normalize == "l2") if "mean" in arrays else None
     centroids, inside = arrays.get("centroids"), settings.background == "saliency"
@@ -106,6 +111,13 @@ def predict(work: Work, settings: ClusterSettings, arrays: Mapping[str, NDArray[
     return Painting(
         cells=[nearest(block).reshape(grid) for block, grid in zip(maps, maps.grids, strict=True)], around=around
     )
+
+
+def _likeliest(work: Work) -> list[NDArray[np.integer[Any]]]:
+    """The cluster of largest probability of every cell (h, w), the first of equal ones."""
+    maps = work.maps("eval")
+    narrow = np.min_scalar_type(maps.channels)
+    return [block.argmax(1).astype(narrow).reshape(grid) for block, grid in zip(maps, maps.grids, strict=True)]
 
 
 def _splits(settings: ClusterSettings) -> tuple[str, ...]:

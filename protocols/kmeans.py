@@ -1,7 +1,8 @@
 """K-means with as many clusters as classes, matched one to one.
 
 Supplement of arXiv 2102.06191, section 4: features are clustered, the assignments brought to the original resolution
-and matched with the classes by a Hungarian algorithm; the average of five runs is reported.
+and matched with the classes by a Hungarian algorithm; the average of five runs is reported. For a method that clusters
+by itself (IIC) "no specific post-processing is required": its clusters are matched as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ CARD = ProtocolCard(
     run="bench.protocols._clustering:run",
     settings=ClusterSettings,
     presets=PRESETS,
+    kinds=("cluster_prob", "feature"),
     headline="one_to_one_iou",
     expand="bench.protocols.kmeans:expand",
     predict="bench.protocols._clustering:predict",
@@ -32,8 +34,11 @@ CARD = ProtocolCard(
 def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
     """One row. K = number of classes is cut to the number of vectors, and said; a K that was asked for is not.
 
-    How many objects there are is known only when all pictures were looked at: their K is cut then.
+    How many objects there are is known only when all pictures were looked at: their K is cut then. A map of the
+    network's own clusters has their K, whatever the number of classes, and is matched as it is.
     """
+    if scope.own_clusters is not None:
+        return [_own_clusters(settings, scope.own_clusters)]
     wanted = settings.clusters or scope.classes
     notes: tuple[str, ...] = ()
     clusters = wanted
@@ -50,3 +55,18 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
         settings, clusters=clusters, engine=engine_for(settings, scope), whiten=settings.whiten and settings.pca != 0
     )
     return [Variant(settings=final, notes=notes)]
+
+
+def _own_clusters(settings: ClusterSettings, clusters: int) -> Variant:
+    """The row of a map of the network's own clusters; SettingError for a K or a foreground that would change them."""
+    asked = [f"clusters={settings.clusters}"] if settings.clusters not in (0, clusters) else []
+    asked += [f"foreground={settings.foreground}"] if settings.foreground not in ("auto", "none") else []
+    asked += ["unit=object"] if settings.unit == "object" else []
+    asked += ["background=saliency"] if settings.background == "saliency" else []
+    if asked:
+        raise SettingError(
+            f"{', '.join(asked)} does not go with a map of {clusters} clusters that the network made itself: drop it, "
+            "or cluster a map of features, --set kmeans.tap=NAME"
+        )
+    note = f"the network's own {clusters} clusters, the likeliest of each pixel: matched only, without K-means"
+    return Variant(settings=dataclasses.replace(settings, clusters=clusters), notes=(note,), seeded=False)

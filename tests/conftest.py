@@ -43,32 +43,6 @@ def bench(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def golden_state() -> Callable[..., dict[str, torch.Tensor]]:
-    """The state of a network by the rule of the golden files: every tensor, float64, from the CRC of its name."""
-
-    def state(network: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
-        return {
-            name: value if name.endswith("num_batches_tracked") else _golden(prefix + name, tuple(value.shape))
-            for name, value in network.state_dict().items()
-        }
-
-    return state
-
-
-def _golden(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("running_var"):
-        drawn = 1 + 0.1 * np.abs(drawn)
-    elif name.endswith(("running_mean", "bias")):
-        drawn = 0.1 * drawn
-    elif len(shape) == 1:
-        drawn = 1 + 0.1 * drawn
-    else:
-        drawn = drawn * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(drawn))
-
-
-@pytest.fixture(scope="session")
 def shared() -> Path:
     """The real pictures beside the checkout; skips where they are absent."""
     folder = Path(__file__).parents[2] / "shared" / "data"
@@ -103,6 +77,16 @@ def golden_state() -> Callable[[str], dict[str, torch.Tensor]]:
     def state(name: str) -> dict[str, torch.Tensor]:
         lines = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
         return {key: _drawn(key, ast.literal_eval(shape)) for key, shape in lines}
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def golden_weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """The state dict, float64, of any network by the same rule; prefix: of the keys where they are drawn from."""
+
+    def state(network: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+        return {key: _drawn(prefix + key, tuple(value.shape)) for key, value in network.state_dict().items()}
 
     return state
 

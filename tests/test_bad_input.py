@@ -343,7 +343,8 @@ USER_FILES = {
         PLAIN + "from bench.records import Tap\n\n"
         "def build():\n    return Backbone(torch.nn.Conv2d(3, 1, 4, stride=4), "
         "taps=[Tap(name='object', channels=1, stride=4, kind='foreground_logit')])\n",
-        "kmeans scores maps of kind feature", "'object'", "is a foreground_logit", "--set kmeans.tap=NAME"),
+        "kmeans scores maps of kind cluster_prob or feature", "'object'", "is a foreground_logit",
+        "--set kmeans.tap=NAME"),
     "NaN": (
         PLAIN + "class Odd(torch.nn.Conv2d):\n    calls = 0\n    def forward(self, x):\n        self.calls += 1\n"
         "        maps = super().forward(x).clone()\n"

@@ -57,10 +57,10 @@ def same(seen: torch.Tensor, wanted: np.ndarray, step: tuple[int, int, int]) -> 
         ("rect", {"sobel": (1, 1, 1), "trunk": (16, 1, 1), "head_A": (5, 4, 4), "head_B": (2, 2, 2)}),
     ],
 )
-def test_the_reference_maps(name, steps, golden_state):
+def test_the_reference_maps(name, steps, golden_weights):
     golden = np.load(GOLDEN / "iic.npz")
     network = IICNetwork(TWO_HEADS, sub_heads=2)
-    with_golden_weights(network, golden_state(network))
+    with_golden_weights(network, golden_weights(network))
     image = torch.from_numpy(golden[f"{name}_image"]).double()
     inputs = with_edges(image[:, :3], image[:, 3:])
     assert same(inputs[:, 3:], golden[f"{name}_sobel"], steps["sobel"])
@@ -78,14 +78,14 @@ def test_the_reference_maps(name, steps, golden_state):
         assert np.array_equal(probabilities.argmax(1).numpy(), golden[f"{name}_head_B_{index}_argmax"])
 
 
-def test_the_reference_stand_in_for_cooccurrence(golden_state):
+def test_the_reference_stand_in_for_cooccurrence(golden_weights):
     golden = np.load(GOLDEN / "iic_isola.npz")
     image = torch.from_numpy(np.load(GOLDEN / "iic.npz")["sq_image"]).double()
     network = CooccurrenceNetwork(11, branch=8)  # the linear layers, 2 GB in float64, were not evaluated there
     network.isola_head.siamese_branch = nn.Sequential(
         nn.Conv2d(512, 1024, 3, padding=1, bias=False), nn.BatchNorm2d(1024), nn.ReLU()
     )
-    with_golden_weights(network, golden_state(network))
+    with_golden_weights(network, golden_weights(network))
     with torch.no_grad():
         inputs = with_edges(image[:, :3], image[:, 3:])
         trunk, penultimate = network.features(inputs), network.penultimate(inputs)
