@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError
 from bench.networks.maskcontrast import Arch, LinearMaskContrast, MaskContrastNetwork, from_description
 from bench.records import AdapterRequest, Checkpoint, KeyRule
-from bench.weights import load_into, seeded
+from bench.weights import architecture_of, in_layout, load_into, seeded
 
 from ._floors import ContentNoise
 
@@ -84,21 +83,16 @@ def build_maskcontrast(
     arch: `auto` is what the checkpoint names, else the released architecture. own_layout: of files that name one.
     Raises CheckpointError for a file that names another architecture.
     """
-    checkpoint = request.checkpoint
-    held = _held(checkpoint)
-    if _CLASSIFIER in held:
-        return _build_linear(checkpoint, len(held[_CLASSIFIER]))
-    description = held.get("architecture") if checkpoint.kind == "file" else None
-    if not isinstance(description, Mapping):
-        description = None
-    if description is not None:
-        if arch not in ("auto", description.get("arch")):
-            raise CheckpointError(
-                f"{checkpoint.path} holds the architecture {description.get('arch')}, not {arch}: drop "
-                f"--set {request.card.name}.arch={arch}"
-            )
-        if checkpoint.rules and not any(rule.drop == ("*",) for rule in checkpoint.rules):  # not chosen by hand
-            checkpoint = replace(checkpoint, rules=(own_layout,))
+    checkpoint = in_layout(request.checkpoint, own_layout)
+    classes = _classes_of(checkpoint)
+    if classes:
+        return _build_linear(checkpoint, classes)
+    description = architecture_of(checkpoint)
+    if description is not None and arch not in ("auto", description.get("arch")):
+        raise CheckpointError(
+            f"{checkpoint.path} holds the architecture {description.get('arch')}, not {arch}: drop "
+            f"--set {request.card.name}.arch={arch}"
+        )
     with seeded(checkpoint.seed):
         if description is None:
             network = MaskContrastNetwork(_RELEASED if arch == "auto" else arch)
@@ -112,13 +106,10 @@ def build_maskcontrast(
     return MaskContrastBackbone(network, noise, loaded.as_dict() if loaded else {})
 
 
-_CLASSIFIER = "decoder.4.weight"
-"""The key that tells a linear-finetuned file."""
-
-
-def _held(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """What the checkpoint's file holds, {} where there is none; tensors are mapped, not read."""
-    return {} if checkpoint.path is None else read_checkpoint(checkpoint.path)
+def _classes_of(checkpoint: Checkpoint) -> int:
+    """The classes that the classifier of a linear-finetuned file knows; 0 for any other file. Tensors are not read."""
+    held = {} if checkpoint.path is None else read_checkpoint(checkpoint.path)
+    return len(held.get("decoder.4.weight", ()))
 
 
 def _build_linear(checkpoint: Checkpoint, classes: int) -> LinearBackbone:

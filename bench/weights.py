@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,10 +27,12 @@ from bench.registry import near
 
 __all__ = [
     "Account",
+    "architecture_of",
     "detect",
     "file_sha256",
     "fits_layout",
     "holds_network",
+    "in_layout",
     "load_into",
     "read_checkpoint",
     "resolve",
@@ -351,6 +353,21 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
             log.warning("%s is read as another method's: %s", source, others)
     module.load_state_dict({**state, **weights}, strict=True)
     return account
+
+
+def architecture_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The architecture that a file of the user's names, as a run of `bench train` does; None where it names none."""
+    if checkpoint.kind != "file" or checkpoint.path is None:
+        return None
+    named = read_checkpoint(checkpoint.path).get("architecture")
+    return named if isinstance(named, Mapping) else None
+
+
+def in_layout(checkpoint: Checkpoint, rule: KeyRule) -> Checkpoint:
+    """The same, read by `rule` where it is a file that names its architecture and no rules were chosen by hand."""
+    if not checkpoint.rules or _chosen_by_hand(checkpoint.rules) or architecture_of(checkpoint) is None:
+        return checkpoint
+    return replace(checkpoint, rules=(rule,))
 
 
 def _chosen_by_hand(rules: Sequence[KeyRule]) -> bool:

@@ -135,9 +135,8 @@ class IICNetwork(nn.Module):
 
     def __init__(self, clusters: Mapping[str, int], *, width: int = 64, sub_heads: int = 1) -> None:
         super().__init__()
-        self._description = {"clusters": dict(clusters), "width": width, "sub_heads": sub_heads}
+        self.clusters, self.width, self.sub_heads = dict(clusters), width, sub_heads
         self.trunk = Trunk(width)
-        self.heads = tuple(clusters)
         for name, number in clusters.items():
             self.add_module(name, ClusterHead(self.trunk.channels, number, sub_heads))
 
@@ -154,7 +153,7 @@ class IICNetwork(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The architecture as plain data, for a checkpoint to name; `iic_from_description` builds it again."""
-        return {"network": "iic", **self._description}
+        return {"network": "iic", "clusters": self.clusters, "width": self.width, "sub_heads": self.sub_heads}
 
 
 def iic_from_description(description: Mapping[str, Any]) -> IICNetwork:

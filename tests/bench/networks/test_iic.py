@@ -66,7 +66,7 @@ def test_the_reference_maps(name, steps, golden_weights):
     assert same(inputs[:, 3:], golden[f"{name}_sobel"], steps["sobel"])
     with torch.no_grad():
         trunk = network.trunk(inputs)
-        heads = network(inputs, network.heads)
+        heads = network(inputs, list(network.clusters))
     assert same(trunk, golden[f"{name}_trunk"], steps["trunk"])
     for head, maps in heads.items():
         for index, probabilities in enumerate(maps):
