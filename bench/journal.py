@@ -120,6 +120,11 @@ class Journal:
                 page.picture(report.done, "panel", picture)
         self._tell(report, f"loss {report.figures['loss']:.3f}, {rate:.0f} pictures/s")
 
+    def note(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write figures of another origin than a report's."""
+        for page in self._pages:
+            page.figures(step, figures)
+
 
 @contextmanager
 def journal(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,15 @@ from bench import distributed
 from bench.backbone import IMAGENET_MEAN, IMAGENET_STD
 from bench.batches import Batches, batch_size
 from bench.contrast import MaskContrast, check_queue
-from bench.datasets import default_dataset
-from bench.journal import journal, require_wandb
+from bench.journal import require_wandb
 from bench.networks.maskcontrast import MaskContrastNetwork
 from bench.panels import panel
 from bench.produce import Order, init_body
 from bench.runs import RunFolder
-from bench.trainer import Course, Report, Schedule, Shelf, poly, train
+from bench.trainer import Report, Schedule, poly
 from bench.weights import seeded
 
+from ._course import split_of, sum_up, travel
 from ._export import check_reference, export_reference
 from ._pairs import Pairs, PairSet, Pictures, loader
 from .maskcontrast import MaskContrastSettings
@@ -35,7 +33,6 @@ __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 
-_SAVE_AT_LEAST = 100
 _PANEL_ROWS = 4
 
 
@@ -46,7 +43,7 @@ def run(order: Order) -> Path:
         require_wandb()
     if order.export:
         check_reference(settings)
-    split = settings.split or ("trainaug" if "trainaug" in order.dataset.splits() else order.dataset.train_split)
+    split = split_of(order)
     pictures = Pictures.find(order.dataset, split, settings.masks, order.seed)
     count = len(pictures.names)
     batches = Batches(count, batch_size(settings.batch, count, distributed.world()), order.seed)
@@ -74,7 +71,7 @@ def run(order: Order) -> Path:
         target = folder.path / "reference.pth.tar"
         export_reference(folder.checkpoints / f"step-{steps}.pt", target, batches.per_epoch)
         log.info("for the reference code: %s", target)
-    _sum_up(order, folder, steps, report)
+    sum_up(order, folder, steps, report)
     return folder.path
 
 
@@ -86,41 +83,21 @@ def _train(
     folder: RunFolder,
     record: Mapping[str, Any],
 ) -> Report | None:
-    """Go from the last checkpoint of the folder, or from the beginning, to the last step of the record."""
     settings: MaskContrastSettings = order.settings
-    steps = record["course"]["steps"]
     model.to(order.device)
-    optimizer, learner = _optimizer(model, settings), _Learner(model, order)
-    shelf = Shelf(folder=folder.checkpoints, architecture=record["architecture"], record=record, keep=settings.run.keep)
-    done = shelf.restore(learner, optimizer)
-    model.synchronise()
-    if done == steps:
-        return None
-    if done:
-        log.info("resumed at step %d of %d", done, steps)
-    course = Course(
-        steps=steps,
-        schedule=_schedule(settings, steps, batches.per_epoch),
-        device=order.device,
-        seed=order.seed,
-        log_every=settings.run.log_every,
-        save_every=settings.run.save_every or max(batches.per_epoch, _SAVE_AT_LEAST),
-    )
+    optimizer = _optimizer(model, settings)
     pairs = PairSet(pictures, settings.augment, settings.masks, order.seed)
-    # its workers are started before the journal's threads can hold a lock that they would inherit
-    fetched = loader(pairs, batches, range(done, steps), workers=order.workers, pin=order.device.startswith("cuda"))
-    keeper = journal(
-        folder.path,
+    pin = order.device.startswith("cuda")
+    return travel(
+        order,
+        folder,
         record,
-        steps=steps,
-        done=done,
-        batch=batches.batch,
-        wandb=order.wandb,
-        panel_every=settings.run.panel_every,
-        panel=learner.panel,
+        _Learner(model, order),
+        optimizer,
+        batches=batches,
+        schedule=_schedule(settings, record["course"]["steps"], batches.per_epoch),
+        fetch=lambda steps: loader(pairs, batches, steps, workers=order.workers, pin=pin),
     )
-    with keeper as journey, _fast_convolutions(order.device):
-        return train(learner, optimizer, fetched, course, done=done, shelf=shelf, observers=[journey])
 
 
 def _begin(settings: MaskContrastSettings, queue: int, seed: int) -> tuple[MaskContrast, dict[str, Any]]:
@@ -167,16 +144,6 @@ def _schedule(settings: MaskContrastSettings, steps: int, per_epoch: int) -> Sch
     return poly(steps, settings.power, warmup=settings.warmup, hold=hold)
 
 
-def _fast_convolutions(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Let cuDNN try which of its algorithms is fastest: all batches have one size."""
-    if not device.startswith("cuda"):
-        return contextlib.nullcontext()
-    fast: contextlib.AbstractContextManager[Any] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=True, deterministic=False, allow_tf32=True
-    )
-    return fast
-
-
 class _Learner:
     """MaskContrast as the training loop knows it."""
 
@@ -197,6 +164,9 @@ class _Learner:
             "saliency": result.saliency,
             "foreground": result.foreground,
         }
+
+    def synchronise(self) -> None:
+        self._model.synchronise()
 
     def state_dict(self) -> Mapping[str, Any]:
         return self._model.state_dict()
@@ -223,13 +193,3 @@ class _Learner:
 
     def _normalised(self, pictures: torch.Tensor) -> torch.Tensor:
         return (pictures.to(torch.float32) / 255 - self._mean) / self._std
-
-
-def _sum_up(order: Order, folder: RunFolder, steps: int, report: Report | None) -> None:
-    if distributed.rank():
-        return
-    words = ["bench", "eval", "--method", f"{order.card.name}@{folder.path}", "--protocol", "kmeans"]
-    if order.dataset_spec != default_dataset():
-        words += ["--dataset", order.dataset_spec]
-    loss = f", loss {report.figures['loss']:.3f}" if report else ", all done before"
-    log.info("%d steps%s; score it: %s", steps, loss, shlex.join(words))

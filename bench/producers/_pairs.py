@@ -23,6 +23,7 @@ from bench.datasets import FolderDataset
 from bench.datasets.folder import read_mask
 from bench.errors import DatasetError
 
+from ._course import facts_of
 from .maskcontrast import MaskSettings
 
 __all__ = ["PairSet", "Pairs", "Pictures", "loader"]
@@ -78,11 +79,8 @@ class Pictures:
         if orphans:
             log.info("%d masks of the set %s have no picture and are ignored", orphans, mask_set)
         facts = {
-            "dataset": dataset.name,
-            "split": split,
+            **facts_of(dataset, split, names),
             "masks": mask_set,
-            "pictures": len(names),
-            "fingerprint": dataset.fingerprint(names, labels=False),
             "mask_fingerprint": dataset.mask_fingerprint(names, mask_set),
             "without_mask": len(missing),
             "without_mask_first": list(missing[:_NAMES_KEPT]),

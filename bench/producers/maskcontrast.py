@@ -8,13 +8,15 @@ paper; those of the two `released-…` presets the configurations of the authors
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from bench.augment import Augmentation
-from bench.records import Choice, Preset, ProducerCard, Source
+from bench.records import Preset, ProducerCard, Source
 from bench.settings import setting
 
-__all__ = ["CARD", "MaskContrastSettings", "MaskSettings", "RunSettings"]
+from ._settings import RunSettings, choices
+
+__all__ = ["CARD", "MaskContrastSettings", "MaskSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +29,6 @@ class MaskSettings:
     size: Literal["resize", "error"] = setting("resize", "masks of another size than their picture")
     least: float = setting(0.01, "views with no more foreground than this share are drawn anew", minimum=0, maximum=1)
     most: float = setting(0.99, "views with no less foreground than this share are drawn anew", minimum=0, maximum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How a run is watched and kept; nothing here changes what is learnt, and a resumed run may differ in it."""
-
-    log_every: int = setting(10, "steps between figures", minimum=1)
-    panel_every: int = setting(200, "steps between panels of pictures, masks, saliency and embedding", minimum=1)
-    save_every: int = setting(0, "steps between checkpoints; 0: an epoch, at least 100 steps", minimum=0)
-    keep: int = setting(2, "checkpoints kept", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +62,7 @@ class MaskContrastSettings:
     run: RunSettings = field(default_factory=RunSettings)
 
 
-def _choices(source: Source, note: str, **values: Any) -> dict[str, Choice]:
-    """Choices of one source; `__` in a name stands for the dot."""
-    return {name.replace("__", "."): Choice(value, source, note) for name, value in values.items()}
-
-
-_AUGMENTATION = _choices(
+_AUGMENTATION = choices(
     Source.CODE,
     "pretrain/utils/common_config.py; drawn on its own for query and key",
     augment__size=224,
@@ -88,10 +75,10 @@ _AUGMENTATION = _choices(
     augment__hue=0.1,
     augment__grey=0.2,
     augment__flip=0.5,
-) | _choices(Source.CODE, "pretrain/data/dataset.py; both views are drawn anew", masks__least=0.01, masks__most=0.99)
+) | choices(Source.CODE, "pretrain/data/dataset.py; both views are drawn anew", masks__least=0.01, masks__most=0.99)
 
 _RELEASED = {
-    **_choices(
+    **choices(
         Source.CODE,
         "pretrain/configs",
         arch="resnet50",
@@ -105,8 +92,8 @@ _RELEASED = {
         weight_decay=1e-4,
         epochs=40,
     ),
-    **_choices(Source.CODE, "pretrain/utils/common_config.py", power=0.9, decay="epoch", warmup=0),
-    **_choices(
+    **choices(Source.CODE, "pretrain/utils/common_config.py", power=0.9, decay="epoch", warmup=0),
+    **choices(
         Source.CODE,
         "pretrain/modules/builder.py: prototypes, weights and counts belong to one GPU",
         negatives="local",
@@ -123,12 +110,12 @@ PAPER = Preset(
     version=1,
     summary="Algorithm 1 of the supplement with the main paper's values, ResNet-50 from MoCo v2",
     choices={
-        **_choices(Source.SEED, "section 1", arch="resnet50"),
-        **_choices(Source.SEED, "Figure 1; Table 1 has a supervised body too", init="moco_v2"),
-        **_choices(Source.SEED, "no freezing is described", freeze=False),
-        **_choices(Source.SEED, "Algorithm 1", class_weights="none", saliency_loss="plain"),
-        **_choices(Source.SEED, "Algorithm 1: the N pictures of the batch", negatives="global"),
-        **_choices(
+        **choices(Source.SEED, "section 1", arch="resnet50"),
+        **choices(Source.SEED, "Figure 1; Table 1 has a supervised body too", init="moco_v2"),
+        **choices(Source.SEED, "no freezing is described", freeze=False),
+        **choices(Source.SEED, "Algorithm 1", class_weights="none", saliency_loss="plain"),
+        **choices(Source.SEED, "Algorithm 1: the N pictures of the batch", negatives="global"),
+        **choices(
             Source.PAPER,
             _SECOND_HAND,
             batch=64,
@@ -142,8 +129,8 @@ PAPER = Preset(
             key_momentum=0.999,
             dim=32,
         ),
-        **_choices(Source.PAPER, "main paper: a poly schedule (read second-hand); power as in the code", power=0.9),
-        **_choices(Source.CODE, "as the released code has it", resolution="input", decay="epoch", warmup=0),
+        **choices(Source.PAPER, "main paper: a poly schedule (read second-hand); power as in the code", power=0.9),
+        **choices(Source.CODE, "as the released code has it", resolution="input", decay="epoch", warmup=0),
         **_AUGMENTATION,
     },
 )
@@ -154,7 +141,7 @@ RELEASED_SUPERVISED = Preset(
     summary="the released configuration for supervised saliency: supervised ResNet-50, first layers frozen",
     choices={
         **_RELEASED,
-        **_choices(Source.CODE, "pretrain/configs", init="supervised", freeze=True, batch=64, queue=128),
+        **choices(Source.CODE, "pretrain/configs", init="supervised", freeze=True, batch=64, queue=128),
     },
 )
 
@@ -164,7 +151,7 @@ RELEASED_UNSUPERVISED = Preset(
     summary="the released configuration for unsupervised saliency: ResNet-50 from MoCo v2",
     choices={
         **_RELEASED,
-        **_choices(Source.CODE, "pretrain/configs", init="moco_v2", freeze=False, batch=128, queue=256),
+        **choices(Source.CODE, "pretrain/configs", init="moco_v2", freeze=False, batch=128, queue=256),
     },
 )
 
@@ -173,7 +160,7 @@ SMALL = Preset(
     version=1,
     summary="a narrow network from scratch, minutes on a laptop: for small pictures such as those of `shapes`",
     choices={
-        **_choices(
+        **choices(
             Source.OURS,
             "found in trials on `shapes`",
             arch="small",
@@ -196,8 +183,8 @@ SMALL = Preset(
             augment__hue=0.5,
             augment__grey=0.3,
         ),
-        **_choices(Source.OURS, "by steps, since the run has few epochs", decay="step", power=0.9),
-        **_choices(
+        **choices(Source.OURS, "by steps, since the run has few epochs", decay="step", power=0.9),
+        **choices(
             Source.OURS,
             "as in the released code",
             dim=32,
@@ -210,7 +197,7 @@ SMALL = Preset(
             masks__least=0.01,
             masks__most=0.99,
         ),
-        **_choices(Source.OURS, "the result does not depend on the number of processes then", negatives="global"),
+        **choices(Source.OURS, "the result does not depend on the number of processes then", negatives="global"),
     },
 )
 
