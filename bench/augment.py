@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from bench.errors import SettingError
 from bench.settings import setting
 
-__all__ = ["Augmentation", "View", "draw_box", "draw_view", "view_mask", "view_picture"]
+__all__ = ["Augmentation", "Jitter", "View", "draw_box", "draw_jitter", "draw_view", "view_mask", "view_picture"]
 
 T = TypeVar("T", np.uint8, np.bool_)
 
@@ -34,17 +34,23 @@ _ENHANCERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Jitter:
+    """How far colours are changed; the defaults are those of MaskContrast's released code."""
+
+    brightness: float = setting(0.4, "brightness is multiplied by 1 ± this", minimum=0, maximum=1)
+    contrast: float = setting(0.4, "contrast is multiplied by 1 ± this", minimum=0, maximum=1)
+    saturation: float = setting(0.4, "saturation is multiplied by 1 ± this", minimum=0, maximum=1)
+    hue: float = setting(0.1, "the hue is turned by ± this share of a full turn", minimum=0, maximum=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Jitter):
     """How views are drawn; the defaults are those of MaskContrast's released code."""
 
     size: int = setting(224, "side of a view in pixels", minimum=8)
     area: tuple[float, ...] = setting((0.2, 1.0), "least and largest share of the picture shown", minimum=0, maximum=1)
     ratio: tuple[float, ...] = setting((3 / 4, 4 / 3), "least and largest width / height of it", minimum=0.01)
     jitter: float = setting(0.8, "probability of colour jitter", minimum=0, maximum=1)
-    brightness: float = setting(0.4, "brightness is multiplied by 1 ± this", minimum=0, maximum=1)
-    contrast: float = setting(0.4, "contrast is multiplied by 1 ± this", minimum=0, maximum=1)
-    saturation: float = setting(0.4, "saturation is multiplied by 1 ± this", minimum=0, maximum=1)
-    hue: float = setting(0.1, "the hue is turned by ± this share of a full turn", minimum=0, maximum=0.5)
     grey: float = setting(0.2, "probability of a view without colour", minimum=0, maximum=1)
     flip: float = setting(0.5, "probability of a mirrored view", minimum=0, maximum=1)
 
@@ -71,7 +77,7 @@ class View:
 def draw_view(recipe: Augmentation, size: tuple[int, int], rng: np.random.Generator) -> View:
     """Draw a view of a picture of `size` (H, W)."""
     box = draw_box(size, recipe.area, recipe.ratio, rng)
-    jitter = _draw_jitter(recipe, rng) if rng.random() < recipe.jitter else ()
+    jitter = draw_jitter(recipe, rng) if rng.random() < recipe.jitter else ()
     return View(box, jitter=jitter, grey=bool(rng.random() < recipe.grey), flip=bool(rng.random() < recipe.flip))
 
 
@@ -122,12 +128,12 @@ def draw_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _draw_jitter(recipe: Augmentation, rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
-    """The four changes of colour in random order, without those that are switched off."""
+def draw_jitter(spreads: Jitter, rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
+    """The four changes of colour in random order, without those that are switched off (see `View`)."""
     drawn = []
     for index in rng.permutation(4):
         name = ("brightness", "contrast", "saturation", "hue")[index]
-        spread = getattr(recipe, name)
+        spread = getattr(spreads, name)
         amount = float(rng.uniform(-spread, spread))
         if spread:
             drawn.append((name, amount if name == "hue" else 1 + amount))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["colours_of", "panel"]
+__all__ = ["colours_of", "grid", "panel"]
 
 _EDGE = 0.02
 
@@ -39,8 +41,13 @@ def panel(
     colours = colours_of(embedding.reshape(-1, embedding.shape[-1])).reshape(*embedding.shape[:3], 3)
     grey = (saliency * 255).round().astype(np.uint8)
     white = masks.astype(np.uint8) * np.uint8(255)
-    columns = zip(*(pictures, white, grey, colours), strict=True)
-    return np.concatenate([np.concatenate([_sized(part, side) for part in row], axis=1) for row in columns])
+    return grid([pictures, white, grey, colours], side)
+
+
+def grid(columns: Sequence[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
+    """Pictures side by side, each column grey (B, h, w) or RGB (B, h, w, 3): uint8 (B · side, columns · side, 3)."""
+    rows = zip(*columns, strict=True)
+    return np.concatenate([np.concatenate([_sized(part, side) for part in row], axis=1) for row in rows])
 
 
 def _sized(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -39,10 +39,13 @@ LAYERS = [
     {
         "producers",
         "producers._course",
+        "producers._crops",
         "producers._export",
+        "producers._iic",
         "producers._maskcontrast",
         "producers._pairs",
         "producers._settings",
+        "producers.iic",
         "producers.maskcontrast",
     },
     {"quickstart"},

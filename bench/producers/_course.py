@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench import distributed, trainer
+from bench import contracts, distributed
 from bench.batches import Batches
 from bench.datasets import FolderDataset, default_dataset
 from bench.journal import Journal, journal
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _SAVE_AT_LEAST = 100
 
 
-class Learner(trainer.Learner, Protocol):
+class Learner(contracts.Learner, Protocol):
     """What is trained, and what of it is shown."""
 
     def synchronise(self) -> None:
