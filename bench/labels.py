@@ -18,18 +18,39 @@ from bench.contracts import Dataset
 from bench.features import SplitMaps
 from bench.metrics import Counts, count_pixels
 
-__all__ = ["CellLabels"]
+__all__ = ["CellLabels", "LabelPixels", "count_cells"]
+
+
+LabelPixels = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]]
+"""The pixels of each label in each cell of a picture, as (cell, label, pixels) of the non-zero entries.
+
+label: 0 … classes-1, and `classes` for void.
+"""
+
+
+def count_cells(dataset: Dataset, maps: SplitMaps, index: int, mask: NDArray[np.bool_] | None = None) -> LabelPixels:
+    """The labels in the cells of picture `index` of the maps.
+
+    mask: its foreground, bool (H, W); what lies outside is one more cell, the last.
+    """
+    (rows, columns), (height, width) = maps.cells(index), maps.grids[index]
+    cells = rows[:, None] * width + columns[None, :]
+    if mask is not None:
+        cells[~mask] = height * width
+    counts = count_pixels(
+        cells, dataset.label(maps.names[index]), height * width + (mask is not None), len(dataset.classes)
+    )
+    cell, label = np.nonzero(counts)
+    pixels = counts[cell, label]
+    return cell.astype(np.int32), label.astype(np.uint8), pixels.astype(np.min_scalar_type(pixels.max()))
 
 
 @dataclass(frozen=True, slots=True)
 class CellLabels:
-    """Per picture: the pixels of each label in each cell, as (cell, label, pixels) of the non-zero entries.
-
-    label: 0 … classes-1, and `classes` for void.
-    """
+    """The labels of every picture by cell, see `LabelPixels`."""
 
     classes: int
-    pictures: tuple[tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]], ...]
+    pictures: tuple[LabelPixels, ...]
 
     @classmethod
     def read(
@@ -39,20 +60,12 @@ class CellLabels:
 
         masks: the foreground of every picture, bool (H, W); what lies outside is one more cell, the last.
         """
-        classes = len(dataset.classes)
-        pictures = []
         foregrounds = repeat(None) if masks is None else masks
-        for index, (name, mask) in enumerate(zip(names, foregrounds, strict=False)):
-            (rows, columns), (height, width) = maps.cells(index), maps.grids[index]
-            cells = rows[:, None] * width + columns[None, :]
-            if mask is not None:
-                cells[~mask] = height * width
-            counts = count_pixels(cells, dataset.label(name), height * width + (mask is not None), classes)
-            cell, label = np.nonzero(counts)
-            pixels = counts[cell, label]
-            narrow = np.min_scalar_type(pixels.max())
-            pictures.append((cell.astype(np.int32), label.astype(np.uint8), pixels.astype(narrow)))
-        return cls(classes, tuple(pictures))
+        pictures = (
+            count_cells(dataset, maps, index, mask)
+            for index, (_, mask) in enumerate(zip(names, foregrounds, strict=False))
+        )
+        return cls(len(dataset.classes), tuple(pictures))
 
     def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
         """Per-picture counts of cluster maps (h, w) with ids below `clusters`, flat where there is a cell more."""

@@ -23,7 +23,7 @@ from bench.errors import CheckpointError, MismatchError, SettingError, StorageEr
 from bench.features import Runtime, SplitMaps, pictures_at_once
 from bench.files import write_atomic
 from bench.images import cell_index
-from bench.labels import CellLabels
+from bench.labels import CellLabels, LabelPixels, count_cells
 from bench.metrics import Counts, count_pixels
 from bench.objects import Objects
 from bench.plan import Job, Plan, ProtocolChoice
@@ -387,15 +387,15 @@ class MethodWork:
         with self._session.runtime.clock.phase("count"):
             return labels.count(assignments, clusters)
 
-    def labels(self, split: str = "eval") -> Sequence[Sequence[NDArray[Any]]]:
-        """Per picture (cell, label, pixels) of the pixels of each label in each cell of its map."""
-        if split == "eval":
-            return self.read_labels().pictures
-        with self._session.runtime.clock.phase("labels"):
-            maps = self.maps(split)
-            return CellLabels.read(
-                self._session.plan.dataset, maps, track(maps.names, len(maps.names), "labels")
-            ).pictures
+    def labels(self, split: str = "eval") -> Iterable[Sequence[NDArray[Any]]]:
+        """Per picture (cell, label, pixels) of the pixels of each label in each cell; those of "train" as asked for."""
+        return self.read_labels().pictures if split == "eval" else self._count_cells(self.maps(split))
+
+    def _count_cells(self, maps: SplitMaps) -> Iterator[LabelPixels]:
+        for index in range(len(maps.names)):
+            with self._session.runtime.clock.phase("labels"):
+                found = count_cells(self._session.plan.dataset, maps, index)
+            yield found
 
     def label_counts(self, split: str = "train") -> NDArray[np.int64]:
         """Pixels of each class and, last, void, of every picture (pictures, classes + 1), read once."""
