@@ -250,7 +250,9 @@ class Scope:
     vectors: cells of all maps of the scored split; None while the method is not built yet.
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
     background: the data set has a background class. taps: names of the method's feature maps, () while it is not built.
-    train: pictures of the train split, None where it is not there.
+    train: pictures of the train split, None where it is not there. train_vectors: cells of all its maps, None while the
+    method is not built, and for a protocol that does not read that split. channels: width of the map that is read, None
+    while the method is not built.
     own_clusters: K, where the map that is read holds probabilities of the network's own clusters.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
@@ -264,6 +266,8 @@ class Scope:
     taps: tuple[str, ...] = ()
     train: int | None = None
     own_clusters: int | None = None
+    train_vectors: int | None = None
+    channels: int | None = None
     explicit: frozenset[str] = frozenset()
 
 

@@ -106,7 +106,7 @@ def _todo(session: Session, job: Job, built: Built) -> list[tuple[ProtocolChoice
             works[inputs] = MethodWork(session, job, built, inputs)
         work = works[inputs]
         work.check(choice)
-        variants = choice.variants(session.scope(work))
+        variants = choice.variants(session.scope(work, choice.settings))
         todo += [(choice, work, variant) for variant in variants]
     return todo
 

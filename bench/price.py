@@ -41,7 +41,8 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
             works[inputs] = MethodWork(session, job, built, inputs)
             yield _price_maps(session, works[inputs], job, known=not missing)
         work = works[inputs]
-        variants = choice.variants(session.scope(work))
+        scope = session.scope(work, choice.settings)
+        variants = choice.variants(scope)
         wanted = [wanted_seeds(session, choice, variant) for variant in variants]
         rows = [] if missing else [stored_row(session, job, choice, variant, built) for variant in variants]
         done = sum(row is not None and set(seeds) <= set(row.seeds) for row, seeds in zip(rows, wanted, strict=False))
@@ -49,7 +50,7 @@ def _price_job(session: Session, job: Job) -> Iterator[str]:
         yield f"  {name}: {len(variants)} rows × {max(map(len, wanted))} seeds, {done} rows finished"
         if choice.card.price and done < len(variants):
             sentence = registry.load(choice.card.price)
-            yield from (f"    {sentence(variant.settings, session.scope(work))}" for variant in variants)
+            yield from (f"    {sentence(variant.settings, scope)}" for variant in variants)
 
 
 def _price_maps(session: Session, work: MethodWork, job: Job, *, known: bool) -> str:

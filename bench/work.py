@@ -76,9 +76,14 @@ class Session:
             return self.plan.names
         return self.plan.dataset.names(split)[: self.plan.request.limit]
 
-    def scope(self, work: MethodWork | None = None) -> Scope:
-        """What protocols may know before the first forward pass; `work` is None while the method is not built."""
+    def scope(self, work: MethodWork | None = None, settings: InputSettings | None = None) -> Scope:
+        """What protocols may know before the first forward pass; `work` is None while the method is not built.
+
+        settings: of the protocol that asks, where it may read the train split.
+        """
         dataset = self.plan.dataset
+        trains = dataset.train_split in dataset.splits()
+        reads = trains and settings is not None and settings.reads_of_train != "nothing"
         return Scope(
             classes=len(dataset.classes),
             device=self.runtime.device,
@@ -87,7 +92,9 @@ class Session:
             foreground=None if work is None else work.foreground,
             background=dataset.background is not None,
             taps=() if work is None else feature_taps(work.network),
-            train=len(self.names(dataset.train_split)) if dataset.train_split in dataset.splits() else None,
+            train=len(self.names(dataset.train_split)) if trains else None,
+            train_vectors=work.maps("train").vectors if work and reads else None,
+            channels=None if work is None else work.maps("eval").channels,
             own_clusters=None if work is None else work.own_clusters,
         )
 
