@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas, eigh
 from scipy.sparse import csc_array
 
-from bench.errors import InternalError, SettingError
+from bench.errors import InternalError, MismatchError, SettingError
 
 __all__ = [
     "ENGINES",
@@ -34,6 +34,7 @@ __all__ = [
     "lloyd",
     "minibatch_kmeans",
     "normalize_l2",
+    "require_faiss",
 ]
 
 Floats = NDArray[np.float32]
@@ -302,6 +303,18 @@ ENGINES: Mapping[str, Callable[[Floats, str], Nearest]] = {
 def faiss_available() -> bool:
     """Whether one of the packages that bring faiss is installed."""
     return importlib.util.find_spec("faiss") is not None
+
+
+def require_faiss(what: str, instead: str = "") -> None:
+    """MismatchError naming both extras where faiss is not installed.
+
+    what: what cannot be done then, "… needs". instead: what to type to do without it, "" where there is nothing.
+    """
+    if not faiss_available():
+        raise MismatchError(
+            f"{what} faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both)"
+            + (f"; or do without it, {instead}" if instead else "")
+        )
 
 
 def default_engine(device: str = "cpu") -> str:

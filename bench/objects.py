@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from bench.errors import MismatchError
 from bench.metrics import count_pixels
 
 __all__ = ["Frame", "Objects", "foreground", "gather", "majority", "nearest", "tally"]
@@ -153,11 +152,7 @@ def nearest(queries: Floats, keys: Floats) -> NDArray[np.int64]:
     """
     from bench import cluster
 
-    if not cluster.faiss_available():
-        raise MismatchError(
-            "nearest neighbours need faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not "
-            "both)"
-        )
+    cluster.require_faiss("nearest neighbours need")
     import faiss
 
     index = faiss.IndexFlatIP(keys.shape[1])

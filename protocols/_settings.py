@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.contracts import Scope
-from bench.errors import MismatchError, SettingError
+from bench.errors import SettingError
 from bench.records import Choice, Preset, Source
 from bench.settings import ObjectSettings, setting
 
@@ -211,9 +211,5 @@ def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
         return "sklearn"
     if settings.engine not in ("auto", "faiss"):
         return settings.engine
-    if not cluster.faiss_available():
-        raise MismatchError(
-            "K-means needs faiss: pip install 'densebench[cpu]', or 'densebench[gpu]' for NVIDIA GPUs (not both); or "
-            "do without it, --set engine=sklearn"
-        )
+    cluster.require_faiss("K-means needs", "--set engine=sklearn")
     return "torch" if settings.engine == "auto" and cluster.default_engine(scope.device) == "torch" else "faiss"
