@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"errors", "records", "metrics", "cluster", "dense", "distinct", "objects"},
+    {"errors", "records", "metrics", "cluster", "dense", "distinct", "neighbours", "objects"},
     {"paths", "clock", "progress", "cache", "files"},
     {"distributed", "panels", "runs", "hosts"},
     {"processes"},
@@ -58,7 +58,7 @@ PLUGINS_MAY_IMPORT = {
     "adapters": {"records", "contracts", "errors", "settings", "backbone", "weights", "checkpoints", "registry"},
     "protocols": {
         *{"records", "contracts", "errors", "settings", "metrics", "cluster", "distinct", "objects"},
-        *{"batches", "dense", "distributed", "images", "trainer", "warp"},
+        *{"batches", "dense", "distributed", "images", "neighbours", "trainer", "warp"},
     },
 }
 
