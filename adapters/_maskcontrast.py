@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,11 @@ class MaskContrastBackbone(Backbone):
             account=account,
         )
         self._noise = noise
+        self.body_tap, self.decoder_tap = network.backbone.taps[-1].name, "decoder"
+
+    def decoder_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Those of the pre-trained decoder."""
+        return self.body.decoder.parameters()
 
     def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
         network = self.body
@@ -67,6 +72,11 @@ class LinearBackbone(Backbone):
 
     def __init__(self, network: LinearMaskContrast, account: Mapping[str, Any]) -> None:
         super().__init__(network, taps=(*network.backbone.taps, *network.taps), default_tap="decoder", account=account)
+        self.body_tap, self.decoder_tap = network.backbone.taps[-1].name, "decoder"
+
+    def decoder_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Those of the fine-tuned decoder, and of the classifier on it."""
+        return self.body.decoder.parameters()
 
     def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
         network, wanted = self.body, {tap for tap in taps if tap not in ("decoder", "classes")}

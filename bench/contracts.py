@@ -52,6 +52,10 @@ class Adapter(Protocol):
     pad_to: the sides of the network's input must be multiples of this (pixels).
     needs_labels: True when `forward` must be given labels (only `oracle`).
     fingerprint: "" = the weights alone decide the maps; otherwise text that changes whenever the maps do.
+
+    Where it has them, fine-tuning reads three more: body_tap, the map of the body that a new decoder is put on (else
+    the one that is read); decoder_tap, the map of a pre-trained decoder (else there is none); decoder_parameters(),
+    those of that decoder.
     """
 
     taps: Mapping[str, Tap]

@@ -21,6 +21,7 @@ import secrets
 import shutil
 import statistics
 import subprocess
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -357,10 +358,15 @@ def _save_as(path: Path, text: bytes, arrays: Mapping[str, NDArray[Any]]) -> boo
 
 
 def _write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as `numpy.savez_compressed` does, but any name may be used and Python objects are refused."""
+    """Write arrays as `numpy.savez_compressed` does, but any name may be used and Python objects are refused.
+
+    Fractions are not compressed: weights of networks hardly shrink, and are most of what is written.
+    """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            about = zipfile.ZipInfo(f"{name}.npy", time.localtime()[:6])
+            about.compress_type = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+            with archive.open(about, "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 

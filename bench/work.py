@@ -483,7 +483,8 @@ class MethodWork:
 
     def keep_list(self, name: str, lines: Sequence[str]) -> None:
         """Write a list of pictures into `lists/` of the folder of results."""
-        path = self._session.store.folder / "lists" / f"{name}.txt"
+        dataset = self._session.plan.dataset.name
+        path = self._session.store.folder / "lists" / f"{dataset}-{name}.txt"
         text = "".join(f"{line}\n" for line in lines)
         on_rank_0(lambda: write_atomic(path, text.encode(), fix="choose another --results"))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-__all__ = ["drawn"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["drawn", "rare_first"]
 
 
 def drawn(names: Sequence[str], number: int, seed: int | str) -> list[int]:
@@ -13,5 +16,34 @@ def drawn(names: Sequence[str], number: int, seed: int | str) -> list[int]:
 
     A smaller number of the same seed gives a part of what a larger one gives.
     """
-    order = sorted(range(len(names)), key=lambda index: hashlib.sha256(f"{seed}{names[index]}".encode()).hexdigest())
-    return sorted(order[:number])
+    return sorted(_order(names, seed)[:number])
+
+
+def rare_first(names: Sequence[str], counts: NDArray[np.int64], number: int, seed: int | str) -> list[int]:
+    """Indices of `number` pictures that hold every class as soon as possible, ascending.
+
+    The order goes over the classes from the one in fewest pictures on, again and again, and takes for each the first
+    picture in the order of `drawn` that holds it and is not taken; then come the pictures without any class. A smaller
+    number of the same seed gives a part of what a larger one gives.
+
+    counts: pixels of each class, (pictures, classes).
+    """
+    order = np.array(_order(names, seed))
+    held = counts[order] > 0
+    classes = [c for c in np.argsort(held.sum(0), kind="stable") if held[:, c].any()]
+    taken = np.zeros(len(order), np.bool_)
+    chosen: list[int] = []
+    while classes and len(chosen) < number:
+        for c in list(classes):
+            free = np.flatnonzero(held[:, c] & ~taken)
+            if not len(free):
+                classes.remove(c)
+            elif len(chosen) < number:
+                taken[free[0]] = True
+                chosen.append(int(order[free[0]]))
+    chosen += [int(index) for index in order[~taken]][: number - len(chosen)]
+    return sorted(chosen)
+
+
+def _order(names: Sequence[str], seed: int | str) -> list[int]:
+    return sorted(range(len(names)), key=lambda index: hashlib.sha256(f"{seed}{names[index]}".encode()).hexdigest())

@@ -26,7 +26,7 @@ LAYERS = [
         "usercode",
         "settings",
     },
-    {"networks.deeplab", "networks.iic", "networks.maskcontrast", "trainer"},
+    {"networks.deeplab", "networks.iic", "networks.maskcontrast", "networks.segmenter", "trainer"},
     {"weights", "store", "datasets", "datasets.folder", "datasets.pictures", "datasets.shapes", "datasets.voc"},
     {"augment", "batches", "contrast", "journal", "mutual", "warp"},
     {"features", "fitting"},

@@ -1,0 +1,290 @@
+"""Few-label fine-tuning at work: a copy of the method with a decoder and a classifier, trained and scored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bench import distributed
+from bench.batches import generator
+from bench.contracts import Examples, Key, Lessons, Maps, Outcome, Painting, Scores, Work
+from bench.dense import axis, cross_entropy, weighted_pixels
+from bench.errors import InputError, MismatchError, SettingError
+from bench.networks.deeplab import DeepLabHead
+from bench.networks.segmenter import Segmenter
+from bench.trainer import poly
+from bench.warp import Warp
+
+from ._draw import drawn, rare_first
+from ._finetune_settings import FinetuneSettings, crop_of, fraction, settle
+from ._samples import FromPictures, Group, together
+
+__all__ = ["FineTuning", "build", "predict", "run"]
+
+_INIT = 6
+"""What a generator is for: the first number of its key."""
+
+_KEPT = "network/"
+"""How the tensors of a trained network are called beside the row."""
+
+
+def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
+    """Train a copy of the method on a part of the train split, or take a stored network, and score it."""
+    carries = bool(getattr(work.network, "decoder_tap", ""))
+    settings = settle(settings, carries=carries)
+    model = build(work, settings, seed)
+    if settings.network != "train":
+        _load(model, work.stored(settings.network.removeprefix("row:")), settings.network)
+        outcome = _scored(work, settings, model)
+        outcome.notes = (f"the network of the {settings.network.replace(':', ' ')}; nothing was trained",)
+        return outcome
+    train = work.examples("train")
+    chosen = _chosen(work, settings, train, seed)
+    crop = settings.crop or crop_of(train.sizes)
+    if crop < 2 * model.taps["classes"].stride:
+        raise SettingError(
+            f"finetune.crop={crop} is one cell of the map, which batch norm cannot train on: take at least "
+            f"{2 * model.taps['classes'].stride:g} pixels"
+        )
+    notes = [_about(settings, crop), *_missed(work, chosen)]
+    for note in notes:
+        work.say(note)
+    warp = Warp(
+        flip=settings.flip,
+        scale=(settings.scale[0], settings.scale[1]),
+        crop=crop,
+        interpolation=settings.interpolation,
+    )
+    data = _Part(FromPictures(train, warp, seed, pad_to=model.pad_to), chosen)
+    learner = FineTuning(work, model, frozen=settings.bn == "frozen")
+    work.train(
+        learner,
+        learner.optimizer(settings),
+        Lessons(
+            make=data.make,
+            collate=together,
+            samples=len(chosen),
+            batch=settings.batch,
+            steps=settings.iterations,
+            schedule=poly(settings.iterations, settings.power),
+            architecture={"network": "segmenter", "decoder": settings.decoder, "tensors": len(model.state_dict())},
+            drop_last=settings.drop_last,
+        ),
+        seed,
+    )
+    outcome = _scored(work, settings, model)
+    if settings.keep:
+        state = model.state_dict().items()
+        outcome.arrays |= {f"{_KEPT}{name}": value.detach().contiguous().cpu().numpy() for name, value in state}
+    outcome.notes = tuple(notes)
+    outcome.facts = {"train_pictures": len(chosen)}
+    return outcome
+
+
+def predict(work: Work, settings: FinetuneSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:
+    """The classes that a finished row's network gives other pictures."""
+    settings = settle(settings, carries=bool(getattr(work.network, "decoder_tap", "")))
+    model = build(work, settings, 0)
+    _load(model, arrays, "the row")
+    model.eval()
+    maps = work.maps_by(model, "classes")
+    return Painting(pixels=work.paint_scores(maps, _scores(maps, work.device), at=settings.decide))
+
+
+def build(work: Work, settings: FinetuneSettings, seed: int) -> Segmenter:
+    """The network to be trained, on the device: a copy of the method, and what is new drawn from the seed.
+
+    settings: settled. Raises MismatchError for a method without parameters.
+    """
+    network = work.network
+    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+        raise MismatchError(f"{work.method_name} has no weights, which finetune trains: choose another method")
+    body: Any = copy.deepcopy(network).requires_grad_(True)
+    read = str(body.decoder_tap) if settings.decoder == "own" else _read(work, settings, body)
+    width = body.taps[read].channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(_INIT, seed).integers(2**62)))
+        decoder = DeepLabHead(width) if settings.decoder == "deeplab" else None
+        model = Segmenter(
+            body,
+            read,
+            decoder,
+            width=decoder.width if decoder is not None else width,
+            classes=work.classes,
+            init_std=settings.init_std,
+        )
+    model.to(work.device)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _read(work: Work, settings: FinetuneSettings, body: Any) -> str:
+    """The map that a decoder is put on: the one asked for, else that of the body."""
+    return settings.tap or str(getattr(body, "body_tap", "") or work.taps[0])
+
+
+def _load(model: Segmenter, arrays: Mapping[str, NDArray[Any]], source: str) -> None:
+    state = model.state_dict()
+    missing = [name for name in state if f"{_KEPT}{name}" not in arrays]
+    if missing:
+        raise SettingError(
+            f"{source} keeps no network of this form ({len(missing)} tensors are missing, the first is {missing[0]}): "
+            "give a row of the same method, arm and decoder that was made with finetune.keep=true"
+        )
+    model.load_state_dict({name: torch.from_numpy(np.array(arrays[f"{_KEPT}{name}"])) for name in state})
+
+
+# --- which pictures ----------------------------------------------------------------------------------------
+
+
+class _Part:
+    """Samples of some pictures of a split, numbered anew."""
+
+    def __init__(self, whole: FromPictures, chosen: Sequence[int]) -> None:
+        self._whole, self._chosen = whole, tuple(chosen)
+
+    def make(self, key: Key) -> Group:
+        """The sample of (epoch, number within the part)."""
+        epoch, number = key
+        return self._whole.make((epoch, self._chosen[number]))
+
+
+def _chosen(work: Work, settings: FinetuneSettings, train: Examples, seed: int) -> list[int]:
+    """Indices of the pictures to learn from; the list of their names is kept."""
+    if settings.names:
+        return _listed(Path(settings.names), train)
+    text = settings.fractions[0]
+    number = max(1, round(fraction(text) * len(train.names)))
+    if settings.split == "stratified":
+        counts = work.label_counts("train")[:, :-1]
+        chosen = rare_first(train.names, counts, number, seed)
+    else:
+        chosen = drawn(train.names, number, seed)
+    work.keep_list(f"train-{settings.split}-{text}-seed{seed}", [train.names[index] for index in chosen])
+    return chosen
+
+
+def _listed(path: Path, train: Examples) -> list[int]:
+    names = [line.strip() for line in path.read_text("utf-8", errors="replace").split("\n") if line.strip()]
+    place = {name: index for index, name in enumerate(train.names)}
+    unknown = [name for name in names if name not in place]
+    if unknown or not names:
+        seen = f"{len(unknown)} names are not, the first is {unknown[0]!r}" if unknown else "it is empty"
+        raise InputError(f"the list {path} must name pictures of the train split, one a line: {seen}; correct the list")
+    return [place[name] for name in dict.fromkeys(names)]
+
+
+def _about(settings: FinetuneSettings, crop: int) -> str:
+    listed = f"; pictures of a list (sha256 {settings.names_sha256[:8]})" if settings.names else ""
+    rates = f"lr {settings.lr:g}"
+    rates += f", last layer {settings.last_lr:g}" if settings.last_lr != settings.lr else ""
+    rates += f", decoder ×{settings.decoder_lr_mult:g}" if settings.decoder_lr_mult != 1 else ""
+    return (
+        f"arm {settings.arm}: decoder {settings.decoder}, batch-norm statistics {settings.bn}, {rates}; "
+        f"{settings.iterations} iterations of {settings.batch} crops of {crop} pixels{listed}"
+    )
+
+
+def _missed(work: Work, chosen: Sequence[int]) -> list[str]:
+    """The classes that the pictures to learn from do not hold."""
+    pixels = work.label_counts("train")[list(chosen)].sum(0)
+    absent = [name for name, count in zip(work.class_names, pixels.tolist(), strict=False) if not count]
+    return [f"no pixel of the {len(chosen)} pictures has the class {', '.join(absent)}"] if absent else []
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+class FineTuning:
+    """The whole network as the training loop knows it. frozen: batch norm keeps its statistics."""
+
+    def __init__(self, work: Work, model: Segmenter, *, frozen: bool) -> None:
+        self._work, self._model, self._frozen = work, model, frozen
+        self._device = torch.device(work.device)
+        self._one = torch.ones(1, 1, device=self._device)
+
+    def optimizer(self, settings: FinetuneSettings) -> torch.optim.Optimizer:
+        """SGD with rates of their own for the decoder and the last convolution."""
+        model = self._model
+        last = set(model.classifier.parameters())
+        decoder = set(model.decoder.parameters()) if model.decoder is not None else _own_decoder(model)
+        groups = [
+            {"params": [p for p in model.parameters() if p not in last and p not in decoder], "lr": settings.lr},
+            {"params": [p for p in model.parameters() if p in decoder], "lr": settings.lr * settings.decoder_lr_mult},
+            {"params": list(model.classifier.parameters()), "lr": settings.last_lr},
+        ]
+        return torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, batch: Sequence[Group]) -> Mapping[str, torch.Tensor]:
+        """The gradients of one batch: mean cross-entropy over the labelled pixels of all processes."""
+        self._model.train()
+        if self._frozen:
+            for module in self._model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        total = torch.zeros(1, dtype=torch.float64, device=self._device)
+        for group in batch:
+            total += weighted_pixels(group.labels.to(self._device), self._one.expand(1, len(group.labels)))
+        distributed.sum_([total])
+        loss = torch.zeros(1, device=self._device)
+        for group in batch:
+            loss += self._add(group, total)
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        distributed.sum_([loss, *gradients])
+        return {"loss": loss[0]}
+
+    def _add(self, group: Group, total: torch.Tensor) -> torch.Tensor:
+        """Loss (1,) of one group of crops, its gradients added."""
+        assert group.pictures is not None
+        model, labels = self._model, group.labels.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._work.precision == "bf16"):
+            inputs = model.preprocess(group.pictures.to(self._device, non_blocking=True))
+            logits = model(inputs.contiguous(memory_format=torch.channels_last))["classes"]
+        tap = model.taps["classes"]
+        rows, columns = (
+            axis(pixels, extent, cells, tap.stride, tap.offset)
+            for pixels, extent, cells in zip(labels.shape[1:], group.extent, logits.shape[2:], strict=True)
+        )
+        weights = self._one.expand(1, len(labels))
+        found = cross_entropy(logits.float().unsqueeze(1), labels, rows, columns, weights, total)
+        found.sum().backward()  # type: ignore[no-untyped-call]
+        return found.detach()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        return self._model.load_state_dict(state, strict=True)
+
+
+def _own_decoder(model: Segmenter) -> set[nn.Parameter]:
+    """The parameters of the decoder that the method brings along."""
+    named = getattr(model.network, "decoder_parameters", None)
+    return set(named()) if named is not None else set()
+
+
+# --- scoring -----------------------------------------------------------------------------------------------
+
+
+def _scored(work: Work, settings: FinetuneSettings, model: Segmenter) -> Outcome:
+    model.eval()
+    maps = work.maps_by(model, "classes")
+    (counts,) = work.count_scores(maps, _scores(maps, work.device), at=settings.decide)
+    return Outcome(counts=counts, matched=np.arange(work.classes))
+
+
+def _scores(maps: Maps, device: str) -> Iterator[Scores]:
+    for index, block in enumerate(maps):
+        logits = torch.from_numpy(block).to(device).view(*maps.grid(index), -1)
+        yield [(0, logits.permute(2, 0, 1)[None])]

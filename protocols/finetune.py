@@ -1,0 +1,67 @@
+"""Few-label fine-tuning: the whole network is trained with the labels of a part of the train split.
+
+Supplement of arXiv 2102.06191, section 5: 1, 2, 5, 12.5 and 100 % of the labels, the mean over three random splits.
+Iterations, crops and augmentation are not published; the choices here are ours and tagged so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+from bench.contracts import Scope, Variant
+from bench.errors import SettingError
+from bench.records import ProtocolCard
+
+from ._finetune_settings import PRESETS, FinetuneSettings, fraction, share
+
+__all__ = ["CARD", "expand", "price"]
+
+CARD = ProtocolCard(
+    name="finetune",
+    summary="the whole network trained with 1 to 100 % of the labels",
+    run="bench.protocols._finetune:run",
+    settings=FinetuneSettings,
+    presets=PRESETS,
+    seeds=3,
+    headline="as_predicted",
+    expand="bench.protocols.finetune:expand",
+    predict="bench.protocols._finetune:predict",
+    price="bench.protocols.finetune:price",
+    paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 5",
+)
+
+
+def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
+    """One row per fraction; one for a list of names.
+
+    Raises SettingError for fractions that are none, and settings that contradict each other.
+    """
+    if len(settings.scale) != 2 or settings.scale[0] > settings.scale[1]:
+        given = ",".join(map(str, settings.scale))
+        raise SettingError(f"finetune.scale={given} does not fit: expected two numbers, the smaller first")
+    if settings.network != "train" and not re.fullmatch(r"row:.+", settings.network):
+        raise SettingError(f"finetune.network={settings.network} does not fit: expected train or row:KEY")
+    if settings.names:
+        if "fractions" in scope.explicit:
+            raise SettingError("finetune.names lists the pictures to learn from: drop finetune.fractions")
+        try:
+            digest = hashlib.sha256(Path(settings.names).read_bytes()).hexdigest()
+        except OSError as error:
+            raise SettingError(
+                f"finetune.names={settings.names} cannot be read ({error.strerror}): check the path"
+            ) from error
+        return [Variant(settings=dataclasses.replace(settings, fractions=(), names_sha256=digest))]
+    if not settings.fractions:
+        raise SettingError("finetune.fractions is empty: give a share of the train split, e.g. 5%")
+    shares = dict.fromkeys(share(fraction(text)) for text in settings.fractions)
+    return [Variant(settings=dataclasses.replace(settings, fractions=(text,))) for text in shares]
+
+
+def price(settings: FinetuneSettings, scope: Scope) -> str:
+    """What training costs in passes of the network."""
+    passes = settings.iterations * settings.batch
+    part = f"{settings.fractions[0]} of {scope.train or 0} pictures" if settings.fractions else "the listed pictures"
+    return f"{part}: {passes} passes forward and backward for each seed"
