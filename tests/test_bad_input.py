@@ -74,6 +74,14 @@ WORDS = {
     "value of a setting": (
         "--method noise --protocol kmeans --set kmeans.pca=many", "kmeans.pca=many", "a whole number"),
     "range of a setting": ("--method noise --protocol kmeans --set kmeans.pca=-1", "kmeans.pca=-1", "at least 0"),
+    "a memory below nothing": (
+        "--method noise --protocol hummingbird --set hummingbird.memory=-1", "memory=-1", "at least 0"),
+    "no neighbours": (
+        "--method noise --protocol hummingbird --set hummingbird.neighbours=0", "neighbours=0", "at least 1"),
+    "no temperature": (
+        "--method noise --protocol hummingbird --set hummingbird.temperature=0", "temperature=0", "at least 1e-06"),
+    "a word that a setting does not know": (
+        "--method noise --protocol hummingbird --set hummingbird.sampling=fair", "sampling=fair", "balanced, uniform"),
     "setting without value": ("--method noise --protocol kmeans --set pca", "'pca'", "key=value"),
     "unknown checkpoint": (
         "--method swav@800 --protocol kmeans", "no checkpoint '800'", "Did you mean '800ep'", "random"),
@@ -252,7 +260,14 @@ def test_a_missing_train_list_is_not_replaced_by_the_scored_one(bench, voc):
     split_list(voc, "train").unlink()
     words = ("eval", *COLOUR, "--dataset", voc)
     assert_refused(bench(*words, "--set", "kmeans.fit=train"), "no split 'train'", "there are: val", "train.txt")
+    remembers = ("eval", "--method", "noise", "--protocol", "hummingbird", "--dataset", voc)
+    assert_refused(bench(*remembers), "no split 'train'", "there are: val", "train.txt")
     assert bench(*words)[0] == 0
+
+
+def test_the_split_that_is_remembered_is_not_the_scored_one(bench, voc):
+    words = ("eval", "--method", "noise", "--protocol", "hummingbird", "--dataset", voc, "--split", "train")
+    assert_refused(bench(*words), "hummingbird learns from the split train", "choose another with --split")
 
 
 def all_void(path: Path) -> None:
