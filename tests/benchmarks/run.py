@@ -21,6 +21,7 @@ from typing import Any
 
 import clustering
 import heads
+import hummingbird
 import iic
 import loader
 import pipeline
@@ -56,6 +57,7 @@ def parts(dataset: Path) -> dict[str, Callable[[], Any]]:
         "heads": heads.measure,
         "probe": lambda: probe.measure(dataset),
         "iic": iic.measure,
+        "hummingbird": hummingbird.measure,
     }
 
 
