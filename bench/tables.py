@@ -56,6 +56,8 @@ _BESIDE = ("train", "masks")
 
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
+_A_ROW_EACH = {"fractions"}
+"""Settings of which a preset has several values and a row has one, which its label names."""
 
 _METRICS = {
     "miou": "mIoU (absent classes count 0)",
@@ -283,6 +285,8 @@ def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
     presets = [f"{i['protocol']}:{i.get('preset')}" for i in identities]
     texts = presets if len({i.get("preset") for i in identities}) > 1 else [i["protocol"] for i in identities]
     texts = _tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
+    for key in sorted(_A_ROW_EACH):
+        texts = _tell_apart(texts, [" ".join(map(str, own.get(key) or ())) for own in settings])
     texts = _tell_apart(texts, _differences(texts, settings))
     for key in ("dtype", "precision"):
         if len({canonical(i.get(key)) for i in identities}) > 1:
@@ -393,7 +397,7 @@ def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
         key: value
         for key, value in (row.run.get("settings") or {}).items()
         if key in expected
-        and key not in _SETTINGS_OF_OTHER_AXES
+        and key not in _SETTINGS_OF_OTHER_AXES | _A_ROW_EACH
         and expected[key] != "auto"
         and canonical(value) != canonical(expected[key])
     }

@@ -257,7 +257,7 @@ class FineTuning:
             for pixels, extent, cells in zip(labels.shape[1:], group.extent, logits.shape[2:], strict=True)
         )
         weights = self._one.expand(1, len(labels))
-        found = cross_entropy(logits.float().unsqueeze(1), labels, rows, columns, weights, total)
+        found = cross_entropy(logits.unsqueeze(1), labels, rows, columns, weights, total)
         found.sum().backward()  # type: ignore[no-untyped-call]
         return found.detach()
 
