@@ -53,7 +53,7 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
             f"finetune.crop={crop} is one cell of the map, which batch norm cannot train on: take at least "
             f"{2 * model.taps['classes'].stride:g} pixels"
         )
-    notes = [_about(settings, crop), *_missed(work, chosen)]
+    notes = [_about(settings, model.read, crop), *_missed(work, chosen)]
     for note in notes:
         work.say(note)
     warp = Warp(
@@ -125,8 +125,10 @@ def build(work: Work, settings: FinetuneSettings, seed: int) -> Segmenter:
 
 
 def _read(work: Work, settings: FinetuneSettings, body: Any) -> str:
-    """The map that a decoder is put on: the one asked for, else that of the body."""
-    return settings.tap or str(getattr(body, "body_tap", "") or work.taps[0])
+    """The map that a decoder is put on: that of the body, unless another than the method's default was asked for."""
+    if settings.tap not in ("", body.default_tap):
+        return settings.tap
+    return str(getattr(body, "body_tap", "") or work.taps[0])
 
 
 def _load(model: Segmenter, arrays: Mapping[str, NDArray[Any]], source: str) -> None:
@@ -180,13 +182,13 @@ def _listed(path: Path, train: Examples) -> list[int]:
     return [place[name] for name in dict.fromkeys(names)]
 
 
-def _about(settings: FinetuneSettings, crop: int) -> str:
+def _about(settings: FinetuneSettings, read: str, crop: int) -> str:
     listed = f"; pictures of a list (sha256 {settings.names_sha256[:8]})" if settings.names else ""
     rates = f"lr {settings.lr:g}"
     rates += f", last layer {settings.last_lr:g}" if settings.last_lr != settings.lr else ""
     rates += f", decoder ×{settings.decoder_lr_mult:g}" if settings.decoder_lr_mult != 1 else ""
     return (
-        f"arm {settings.arm}: decoder {settings.decoder}, batch-norm statistics {settings.bn}, {rates}; "
+        f"arm {settings.arm}: map {read}, decoder {settings.decoder}, batch-norm statistics {settings.bn}, {rates}; "
         f"{settings.iterations} iterations of {settings.batch} crops of {crop} pixels{listed}"
     )
 

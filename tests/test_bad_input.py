@@ -116,6 +116,16 @@ WORDS = {
     "classifier that is not there": (
         "--method noise --protocol linear --set linear.head=adapter", "noise brings no classifier", "head=train"),
     "head of no row": ("--method noise --protocol linear --set linear.head=row:abc", "no row 'abc'", "bench eval"),
+    "a bare 1 for a fraction": (
+        "--method supervised@random --protocol finetune --set finetune.fractions=1", "may mean 1% or all", "1% or 1.0"),
+    "a fraction above all": (
+        "--method supervised@random --protocol finetune --set finetune.fractions=101%", "101%", "at most 100%"),
+    "no fraction": ("--method supervised@random --protocol finetune --set finetune.fractions=0%", "0%", "above 0"),
+    "mistyped setting of fine-tuning": (
+        "--method supervised@random --protocol finetune --set finetune.iteration=3", "Did you mean 'iterations'"),
+    "a list that is not there": (
+        "--method supervised@random --protocol finetune --set finetune.names=gone.txt", "gone.txt", "check the path"),
+    "fine-tuning of nothing": ("--method colour --protocol finetune", "colour has no weights", "another method"),
     "two maps for K-means": (
         "--method supervised@random --protocol kmeans --set kmeans.tap=layer3,layer4", "kmeans reads one map"),
     "no method": ("--protocol kmeans", "--method", "--help"),
@@ -767,3 +777,24 @@ def test_a_broken_label_of_the_train_split(bench, voc):
     path = voc / "SegmentationClass" / "train1.png"
     path.write_bytes(path.read_bytes()[:60])
     assert str(path) in the_line(bench(*PROBE, "--dataset", voc))
+
+
+SMALL_TUNING = ("eval", "--method", "timm:resnet18@random", "--protocol", "finetune", "--set", "finetune.crop=64",
+                "--set", "finetune.fractions=100%", "--set", "finetune.iterations=3", "--seeds", 1)  # fmt: skip
+
+
+def test_a_list_of_unknown_pictures(bench, voc, tmp_path):
+    listed = tmp_path / "few.txt"
+    listed.write_text("train1\nnobody\n")
+    line = the_line(bench(*SMALL_TUNING[:5], "--dataset", voc, "--set", f"finetune.names={listed}"))
+    assert "1 names are not, the first is 'nobody'" in line
+
+
+def test_fine_tuning_that_diverges(bench, voc):
+    line = the_line(bench(*SMALL_TUNING, "--dataset", voc, "--set", "finetune.lr=1e30"))
+    assert re.search(r"the loss of step \d+ is (nan|inf) at a learning rate of", line)
+
+
+def test_fine_tuning_without_a_train_split(bench, voc):
+    (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    assert_refused(bench(*SMALL_TUNING, "--dataset", voc), "no split 'train'", "train.txt")

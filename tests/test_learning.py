@@ -32,6 +32,20 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in Store(folder).arrays(row).items()}
 
 
+def kill_when_a_checkpoint_is_there(words: list[str], results: Path) -> None:
+    """Start a command, and kill it at a random moment after the first checkpoint of its training."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    deadline = time.monotonic() + 120
+    while not list(results.glob("training/*/checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(results.glob("*.json")), "the run ended before it could be killed"
+
+
 def test_a_probe_makes_a_row_with_its_head_and_is_read_the_next_time(bench, voc):
     words = ("eval", *PROBE, "--dataset", voc, "--json", "--set", "linear.epochs=30", "--set", "linear.lr=0.1,1")
     status, out, err = bench(*words)
@@ -68,17 +82,7 @@ def test_a_killed_probe_ends_with_the_same_bits(bench, voc, tmp_path, preset):
     status, straight, err = bench(*words, "--results", tmp_path / "straight")
     assert status == 0, err
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench", *words, "--results", str(killed), "--workers", "2"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("training/*/checkpoints/step-*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.random() * 0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not list(killed.glob("*.json")), "the run ended before it could be killed"
+    kill_when_a_checkpoint_is_there([*words, "--results", str(killed), "--workers", "2"], killed)
     status, resumed, err = bench(*words, "--results", killed)
     assert status == 0, err
     assert "training is taken up again after" in err
@@ -151,3 +155,31 @@ def test_several_maps_are_searched_in_one_pass(bench, voc):
     assert row["run"]["tap"] == "search"
     assert len(row["per_seed"][0]["tried"]) > 1
     assert all(name.startswith("tap=") for name in row["per_seed"][0]["tried"])
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_bits(bench, voc, tmp_path):
+    words = [
+        *("eval", "--method", "maskcontrast@random", "--protocol", "finetune", "--dataset", str(voc), "--json"),
+        *("--set", "maskcontrast.arch=small", "--set", "finetune.fractions=100%", "--set", "finetune.iterations=110"),
+        *("--set", "finetune.crop=32", "--set", "finetune.batch=2", "--set", "finetune.arm=imagenet-baseline"),
+        *("--seeds", "1", "--set", "finetune.decoder=none"),
+    ]
+    status, straight, err = bench(*words, "--results", tmp_path / "straight")
+    assert status == 0, err
+    killed = tmp_path / "killed"
+    kill_when_a_checkpoint_is_there([*words, "--results", str(killed), "--workers", "2"], killed)
+    status, resumed, err = bench(*words, "--results", killed)
+    assert status == 0, err
+    assert "training is taken up again after" in err
+    assert rows_of(resumed)[0]["per_seed"] == rows_of(straight)[0]["per_seed"]
+    one, other = arrays_of(tmp_path / "straight"), arrays_of(killed)
+    assert one.keys() == other.keys()
+    assert any(name.startswith("seed0_network/") for name in one)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    row = rows_of(resumed)[0]
+    picture = next((voc / "JPEGImages").glob("val1*"))
+    painted = bench("predict", picture, "--method", "maskcontrast@random", "--row", row["key"], "--results", killed)
+    assert painted[0] == 0, painted[2]
+    again = bench(*words, "--results", killed, "--set", f"finetune.network=row:{row['key']}")
+    assert again[0] == 0, again[2]
+    assert rows_of(again[1])[0]["per_seed"][0]["scores"] == row["per_seed"][0]["scores"]

@@ -177,7 +177,7 @@ def test_one_step_equals_a_plain_transcription(frozen):
     work = conv_work()
     settings = settle(one(bn="frozen" if frozen else "train", decoder="none"), carries=False)
     model = _finetune.build(work, settings, 0).double()
-    model.preprocess = lambda pictures: work.network.preprocess(pictures).double()  # type: ignore[method-assign]
+    model.preprocess = lambda pictures: work.network.preprocess(pictures).double()
     learner = _finetune.FineTuning(work, model, frozen=frozen)
     learner._one = learner._one.double()
     plain = _finetune.build(work, settings, 0).double()
@@ -210,7 +210,9 @@ def test_rates_reach_their_layers():
 def test_a_carried_decoder_is_read_and_has_its_rate():
     work = conv_work(decoder_tap="last", decoder_parameters=lambda: iter(()))
     _, outcome = score(work, one(iterations=2, crop=16))
-    assert outcome.notes[0].startswith("arm maskcontrast: decoder own, batch-norm statistics frozen, lr 0.004")
+    assert outcome.notes[0].startswith(
+        "arm maskcontrast: map last, decoder own, batch-norm statistics frozen, lr 0.004"
+    )
 
 
 def test_labels_as_pictures_reach_everything():
