@@ -365,21 +365,12 @@ class MethodWork:
         return arrays
 
     def _keep_on_disk(self, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        cache = self._built.cache
-        if not cache.room_for(sum(array.nbytes for array in arrays.values())):
+        if not self._built.cache.room_for(sum(array.nbytes for array in arrays.values())):
             return
-        try:
-            writer = cache.writer(record)
-        except OSError as error:
-            log.warning("the cache %s cannot be written (%s): going on without it", cache.root, error)
-            return
-        try:
-            for name, array in arrays.items():
-                writer.append(name, array)
-            writer.commit()
-        except OSError as error:
-            log.warning("the cache %s cannot be written (%s): going on without it", cache.root, error)
-            writer.drop()
+        keeper = self._built.cache.keeper(record)
+        for name, array in arrays.items():
+            keeper.append(name, array)
+        keeper.commit()
 
     def count(
         self,
