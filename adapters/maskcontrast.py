@@ -80,10 +80,7 @@ CARD = MethodCard(
         CheckpointCard(
             name="supervised-saliency-linear",
             filename="maskcontrast_supervised_saliency_linear.pth.tar",
-            manual=(
-                f"download {_drive('1C2iv8wFV8MNLYLKw2E0Do2aeO-eaWNw3')} in a browser, name it "
-                "maskcontrast_supervised_saliency_linear.pth.tar"
-            ),
+            url=_drive("1C2iv8wFV8MNLYLKw2E0Do2aeO-eaWNw3"),
             layouts=(_LINEAR_LAYOUT,),
             licence=_LICENCE,
             training_data="as supervised-saliency; a classifier with the labels of PASCAL VOC 2012 trainaug",
@@ -92,10 +89,7 @@ CARD = MethodCard(
         CheckpointCard(
             name="unsupervised-saliency-linear",
             filename="maskcontrast_unsupervised_saliency_linear.pth.tar",
-            manual=(
-                f"download {_drive('1y-HZTHHTyAceiFDLAraLXooGOdyQqY2Z')} in a browser, name it "
-                "maskcontrast_unsupervised_saliency_linear.pth.tar"
-            ),
+            url=_drive("1y-HZTHHTyAceiFDLAraLXooGOdyQqY2Z"),
             layouts=(_LINEAR_LAYOUT,),
             licence=_LICENCE,
             training_data="as unsupervised-saliency; a classifier with the labels of PASCAL VOC 2012 trainaug",

@@ -76,7 +76,7 @@ SMALL = Preset(
     choices={
         **choices(
             Source.OURS,
-            "found in trials on `shapes` and on street frames",
+            "a first choice for small pictures; not settled by trials",
             side=16,
             neighbours="all",
             width=16,

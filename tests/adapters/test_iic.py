@@ -35,18 +35,18 @@ def listed(name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(int(side) for side in shape.strip("(),").split(",") if side.strip()) for key, shape in pairs}
 
 
-def released_state(network: torch.nn.Module, golden_state: Any) -> dict[str, torch.Tensor]:
-    return {key: value.float() if value.dim() else value for key, value in golden_state(network).items()}
+def released_state(network: torch.nn.Module, golden_weights: Any) -> dict[str, torch.Tensor]:
+    return {key: value.float() if value.dim() else value for key, value in golden_weights(network).items()}
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory, golden_state) -> Path:
+def released(tmp_path_factory, golden_weights) -> Path:
     """A folder with files in the official layout, of the golden files' weights."""
     folder = tmp_path_factory.mktemp("released")
     two, one = IICNetwork({"head_A": 45, "head_B": 15}), IICNetwork({"head": 45}, sub_heads=2)
     optimiser = torch.optim.Adam(two.parameters()).state_dict()
     for model, network in ((512, two), (521, one)):
-        held = {"net": released_state(network, golden_state), "optimiser": optimiser}
+        held = {"net": released_state(network, golden_weights), "optimiser": optimiser}
         torch.save(held, folder / f"iic_{model}.pytorch", _use_new_zipfile_serialization=False)
     return folder
 
@@ -157,8 +157,8 @@ def test_pictures_too_small_for_the_trunk_are_named(tmp_path):
         build(cooccurrence, "random", tmp_path, width=4)(torch.zeros(1, 5, 8, 40), ["trunk"])
 
 
-def test_a_released_file_of_the_stand_in_leaves_its_head_aside(tmp_path, golden_state):
-    trunk = released_state(Trunk(), lambda network: golden_state(network, "features."))
+def test_a_released_file_of_the_stand_in_leaves_its_head_aside(tmp_path, golden_weights):
+    trunk = released_state(Trunk(), lambda network: golden_weights(network, "features."))
     state = {f"features.{key}": value for key, value in trunk.items()}
     for key, shape in listed("iic_isola").items():
         if key.startswith("isola_head."):

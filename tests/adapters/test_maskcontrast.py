@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from bench.adapters import _maskcontrast, maskcontrast
@@ -192,3 +194,62 @@ def test_the_card_says_where_everything_is_from():
         assert re.fullmatch(r"https://drive\.google\.com/file/d/[\w-]{33}/view", one.url)
         assert "not opened" in one.verified
     assert _maskcontrast.MaskContrastBackbone.__doc__
+
+
+@pytest.fixture(scope="module")
+def linear_file(tmp_path_factory) -> Path:
+    """A bare state with the keys of the released one, its heads replaced by a classifier of 21 classes."""
+    generator, state = torch.Generator().manual_seed(1), {}
+    for line in (GOLDEN / "maskcontrast_resnet50_keys.txt").read_text().splitlines():
+        name, _, shape = line.partition(" ")
+        name = name.removeprefix("module.model_q.")
+        if not name.startswith("module.") and not name.startswith(("head.", "classification_head.")):
+            state[name] = drawn(shape, generator)
+    state["decoder.4.weight"] = drawn("(21, 256, 1, 1)", generator)
+    state["decoder.4.bias"] = drawn("(21,)", generator)
+    path = tmp_path_factory.mktemp("linear") / "VOCSegmentation_linear.pth.tar"
+    torch.save(state, path)
+    return path
+
+
+def drawn(shape: str, generator: torch.Generator) -> torch.Tensor:
+    sides = tuple(int(side) for side in shape.strip("()").split(",") if side.strip())
+    return torch.randn(sides, generator=generator).abs() * 0.02 if sides else torch.tensor(1)
+
+
+def test_linear_finetuned_files_bring_their_classifier(linear_file, tmp_path):
+    adapter = build(str(linear_file), tmp_path)
+    state = adapter.body.state_dict()
+    assert len(state) == 362
+    assert sum(p.numel() for p in adapter.body.parameters()) == 39_638_869
+    assert adapter.taps["classes"].kind == "class_logit"
+    assert torch.equal(state["decoder.4.bias"], torch.load(linear_file, weights_only=True)["decoder.4.bias"])
+    with torch.no_grad():
+        inputs = adapter.preprocess(torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8))
+        maps = adapter(inputs, ("decoder", "classes", "layer4"))
+    by_hand = functional.conv2d(maps["decoder"], state["decoder.4.weight"], state["decoder.4.bias"])
+    torch.testing.assert_close(maps["classes"], by_hand)
+    assert maps["layer4"].shape[1] == 2048
+
+
+def test_their_classifier_is_scored_without_training(linear_file, bench, tmp_path):
+    folder = tmp_path / "tiny"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / "JPEGImages" / f"{split}.png")
+        Image.fromarray(rng.integers(0, 21, (40, 48)).astype(np.uint8)).save(
+            folder / "SegmentationClass" / f"{split}.png"
+        )
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{split}\n")
+    (folder / "classes.txt").write_text("\n".join(["background", *(f"class {c}" for c in range(1, 21))]) + "\n")
+    words = ("eval", "--method", f"maskcontrast@{linear_file}", "--protocol", "linear", "--dataset", folder, "--json")
+    status, out, err = bench(*words)
+    assert status == 0, err
+    (row,) = json.loads(out)
+    assert row["notes"] == ["the checkpoint's own classifier; nothing was trained"]
+    (folder / "classes.txt").write_text("background\n" + "\n".join(f"class {c}" for c in range(1, 25)) + "\n")
+    status, _, err = bench(*words)
+    assert status == 2
+    assert "knows 21 classes, the data set has 25: train one with --set linear.head=train" in err
