@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -26,6 +25,7 @@ from bench.clock import Clock
 from bench.contracts import Adapter, Dataset
 from bench.dense import Axis, axis
 from bench.errors import FeatureError, InputError, StorageError
+from bench.prefetch import prefetch
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
@@ -332,26 +332,3 @@ def batches(shapes: Sequence[tuple[tuple[int, int], ...]], runtime: Runtime) -> 
         indices = iter(run)
         while batch := list(islice(indices, size)):
             yield batch
-
-
-def prefetch(
-    batches: Iterable[list[int]], load: Callable[[list[int]], Any], workers: int
-) -> Iterator[tuple[list[int], Any]]:
-    """(batch, load(batch)) in order, loaded ahead by `workers` threads; the result does not depend on their number."""
-    if workers == 0:
-        for batch in batches:
-            yield batch, load(batch)
-        return
-    waiting: list[tuple[list[int], Future[Any]]] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for batch in batches:
-                waiting.append((batch, pool.submit(load, batch)))
-                if len(waiting) > workers:
-                    first, future = waiting.pop(0)
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "records", "metrics", "cluster", "dense", "distinct", "neighbours", "objects"},
     {"paths", "clock", "progress", "cache", "files"},
-    {"distributed", "panels", "runs", "hosts"},
+    {"distributed", "panels", "prefetch", "runs", "hosts"},
     {"processes"},
     {
         "contracts",

@@ -12,7 +12,7 @@ from bench.backbone import Backbone
 from bench.cache import Cache
 from bench.datasets import open_dataset
 from bench.errors import FeatureError
-from bench.features import Runtime, SplitMaps, grid, prefetch
+from bench.features import Runtime, SplitMaps, grid
 from bench.labels import CellLabels
 from bench.metrics import count_pixels
 from bench.records import Tap
@@ -179,22 +179,6 @@ def test_nan_names_the_picture(voc, tmp_path):
     Image.fromarray(np.full(dataset.picture("val3").shape, 255, np.uint8)).save(path)
     with pytest.raises(FeatureError, match=r"'val3' holds NaN"):
         list(maps_of(voc, tmp_path, adapter=backbone(body=Bad())))
-
-
-@pytest.mark.parametrize("workers", [0, 1, 4])
-def test_prefetch_keeps_the_order_and_passes_errors_on(workers):
-    batches = [[index] for index in range(20)]
-    assert [loaded for _, loaded in prefetch(batches, lambda batch: batch[0] ** 2, workers)] == [
-        n**2 for n in range(20)
-    ]
-
-    def load(batch):
-        return 1 // (3 - batch[0])
-
-    stream = prefetch(batches, load, workers)
-    assert [next(stream)[0] for _ in range(3)] == [[0], [1], [2]]
-    with pytest.raises(ZeroDivisionError):
-        next(stream)
 
 
 @pytest.mark.parametrize("size", ["native", "40x56", "96"])
