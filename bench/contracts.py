@@ -1,4 +1,4 @@
-"""What an adapter, a data set, a protocol and a learner must offer. `bench.testing` checks these promises."""
+"""What adapters, data sets, estimators, protocols and learners must offer. `bench.testing` checks these promises."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Dataset",
+    "Estimator",
     "Examples",
     "Held",
     "Key",
@@ -135,6 +136,25 @@ class Dataset(Protocol):
 
     def mask_fingerprint(self, names: Sequence[str], mask_set: str) -> str:
         """SHA-256 over the content of the mask files of a set and the names of their pictures, hex."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Tells how salient each pixel of a picture is; `bench masks` reads the pictures, cuts and writes the masks.
+
+    A map depends on its own picture alone, whatever the batch.
+    """
+
+    def prepare(self, picture: NDArray[np.uint8]) -> Any:
+        """All that can be done for one picture, uint8 RGB (H, W, 3), alone; pure, called ahead in several threads."""
+        ...
+
+    def saliency(self, prepared: Sequence[Any]) -> Sequence[NDArray[np.uint8]]:
+        """The rest, for a batch at once: the map of each picture, uint8 (h, w), 0 … 255.
+
+        It may be of any size: it is stretched to the picture's.
+        """
         ...
 
 

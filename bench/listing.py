@@ -39,8 +39,9 @@ def _name(card: Any) -> str:
 
 def _facts(kind: str, card: Any) -> dict[str, Any]:
     if kind == "methods":
-        options = {field.name: field.default for field in dataclasses.fields(card.options)}
-        return {"options": " ".join(f"{key}={value}" for key, value in options.items())}
+        return {"options": _options(card)}
+    if kind == "estimators":
+        return {"options": _options(card), "notes": card.notes}
     if kind == "datasets":
         return {
             "classes": len(card.classes),
@@ -49,6 +50,10 @@ def _facts(kind: str, card: Any) -> dict[str, Any]:
             "licence": card.licence,
         }
     return {"presets": ", ".join(preset.name for preset in card.presets)}
+
+
+def _options(card: Any) -> str:
+    return " ".join(f"{field.name}={field.default}" for field in dataclasses.fields(card.options))
 
 
 def _checkpoints() -> Iterator[dict[str, Any]]:

@@ -14,6 +14,8 @@ __all__ = [
     "CheckpointCard",
     "Choice",
     "DatasetCard",
+    "EstimatorCard",
+    "EstimatorRequest",
     "KeyRule",
     "MethodCard",
     "NoOptions",
@@ -186,6 +188,39 @@ class AdapterRequest:
     argument: str = ""
     options: Any = field(default_factory=NoOptions)
     classes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorCard:
+    """The facts of a saliency estimator. Importing the module that holds it must not import torch.
+
+    factory: "module:function", called with one `EstimatorRequest`, returns an `Estimator` (see `bench.contracts`).
+    version: raised when the maps change for the same weights and options: masks of two versions do not mix.
+    checkpoints: released files, the default first. An estimator with weights also takes `random` and a file.
+    trainable: False for estimators without weights; they ignore the checkpoint and compute on the CPU.
+    options: a frozen dataclass, set by `--set ESTIMATOR.key=value`.
+    notes: what a user has to know: what is not released, what differs from the original.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    version: int = 1
+    paper: str = ""
+    checkpoints: tuple[CheckpointCard, ...] = ()
+    trainable: bool = True
+    options: type = NoOptions
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorRequest:
+    """What an estimator's factory is called with. options: an instance of the card's. device: `cpu`, `cuda:1`."""
+
+    card: EstimatorCard
+    checkpoint: Checkpoint
+    options: Any
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

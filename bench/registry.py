@@ -21,6 +21,7 @@ GROUPS = {
     "protocols": "bench.protocols",
     "datasets": "bench.datasets",
     "producers": "bench.producers",
+    "estimators": "bench.estimators",
 }
 """What can be registered, and the entry-point group of each."""
 
@@ -31,7 +32,7 @@ def _points(kind: str) -> Mapping[str, EntryPoint]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """All registered names of a kind ("methods", "protocols", "datasets", "producers"), sorted."""
+    """All registered names of a kind ("methods", "protocols", …), sorted."""
     return tuple(_points(kind))
 
 

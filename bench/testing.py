@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from bench import dense, images, registry
 from bench.backbone import Backbone
 from bench.batches import Batches, fetch
-from bench.contracts import Adapter, Examples, Learner, Lessons, Maps, Outcome, Scope, Scores
+from bench.contracts import Adapter, Estimator, Examples, Learner, Lessons, Maps, Outcome, Scope, Scores
 from bench.features import grid
 from bench.metrics import Counts, count_pixels, evaluate, evaluate_predictions
 from bench.objects import Frame, Objects, foreground, gather, tally
-from bench.records import IGNORE, MethodCard, ProtocolCard, Tap
+from bench.records import IGNORE, EstimatorCard, MethodCard, ProtocolCard, Tap
 from bench.settings import InputSettings, ObjectSettings, apply, mask_set, parse_size
 from bench.trainer import Course, train
 
@@ -37,6 +37,8 @@ __all__ = [
     "MemoryWork",
     "PaintedLabels",
     "check_adapter",
+    "check_estimator",
+    "check_estimator_card",
     "check_method_card",
     "check_protocol",
     "painted",
@@ -45,6 +47,16 @@ __all__ = [
 
 def check_method_card(card: MethodCard) -> None:
     """The facts a method must state: a lazy factory, options with defaults, a source and keys for every file."""
+    _check_facts(card)
+
+
+def check_estimator_card(card: EstimatorCard) -> None:
+    """The facts an estimator must state: the same."""
+    _check_facts(card)
+    assert card.trainable or not card.checkpoints, f"{card.name} has files of weights and says that it needs none"
+
+
+def _check_facts(card: MethodCard | EstimatorCard) -> None:
     assert card.name.isidentifier(), f"{card.name!r} must be a plain name, as people type it"
     assert card.summary, f"{card.name} needs a summary"
     assert ":" in card.factory, f"the factory of {card.name} must be 'module:function', got {card.factory!r}"
@@ -99,6 +111,27 @@ def check_adapter(
                 f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
             )
     _check_differentiable(adapter, inputs, labels)
+
+
+def check_estimator(estimator: Estimator, *, tolerance: int = 1) -> None:
+    """A saliency estimator keeps its contract: maps of bytes, pure, blind to the batch, at ease with any picture.
+
+    tolerance: steps of 255 by which a map may change with its batch.
+    """
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((70, 52), (40, 90), (33, 33))]
+    pictures += [np.full((48, 64, 3), value, np.uint8) for value in (0, 200)]
+    pictures.append(np.repeat(rng.integers(0, 256, (30, 40, 1), np.uint8), 3, 2))
+    before = [picture.copy() for picture in pictures]
+    maps = estimator.saliency([estimator.prepare(picture) for picture in pictures])
+    assert all(map(np.array_equal, pictures, before)), "prepare must not change the picture"
+    assert len(maps) == len(pictures), f"{len(pictures)} pictures gave {len(maps)} maps"
+    for picture, saliency in zip(pictures, maps, strict=True):
+        assert saliency.dtype == np.uint8, f"a map must be uint8, got {saliency.dtype}"
+        assert saliency.ndim == 2, f"a map must be (h, w), got {saliency.shape}"
+        (alone,) = estimator.saliency([estimator.prepare(picture)])
+        apart = int(np.abs(alone.astype(int) - saliency).max())
+        assert apart <= tolerance, f"the map of a picture changes by {apart} of 255 with its batch"
 
 
 def _check_differentiable(adapter: Any, inputs: Any, labels: Any) -> None:

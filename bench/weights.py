@@ -22,7 +22,7 @@ from torch import nn
 from bench import download, registry
 from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError, DownloadError, UnknownNameError
-from bench.records import Checkpoint, CheckpointCard, KeyRule, MethodCard
+from bench.records import Checkpoint, CheckpointCard, EstimatorCard, KeyRule, MethodCard
 from bench.registry import near
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+Card = MethodCard | EstimatorCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,7 +409,7 @@ def state_sha256(module: nn.Module) -> str:
 
 
 def resolve(
-    card: MethodCard,
+    card: Card,
     spec: str | None,
     *,
     weights_dir: Path,
@@ -435,7 +436,7 @@ def resolve(
     by_hand = _rules_by_hand(entry, prefix)
     if spec is not None and _means_a_file(spec, card):
         return _users_file(card, Path(spec).expanduser(), by_hand)
-    if card.argument and spec in (None, "pretrained"):
+    if _is_family(card) and spec in (None, "pretrained"):
         return Checkpoint(name="pretrained", kind="pretrained")
     released = _released(card, spec, argument)
     path = _in_place(card, released, weights_dir / released.filename, fetch)
@@ -467,13 +468,13 @@ def _rules_by_hand(entry: str | None, prefix: str | None) -> tuple[KeyRule, ...]
     return tuple(KeyRule(entry=e, prefix=p, drop=("*",)) for e in entries for p in prefixes)
 
 
-def _means_a_file(spec: str, card: MethodCard) -> bool:
+def _means_a_file(spec: str, card: Card) -> bool:
     if any(spec == released.name for released in card.checkpoints):
         return False
     return "/" in spec or "\\" in spec or spec.endswith(_SUFFIXES) or Path(spec).exists()
 
 
-def _users_file(card: MethodCard, path: Path, by_hand: tuple[KeyRule, ...]) -> Checkpoint:
+def _users_file(card: Card, path: Path, by_hand: tuple[KeyRule, ...]) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"there is no file {path}; give the path of a checkpoint, or {_names(card)}")
     name = path.name
@@ -503,7 +504,7 @@ def _last_checkpoint(folder: Path) -> Path:
     )
 
 
-def _released(card: MethodCard, spec: str | None, argument: str) -> CheckpointCard:
+def _released(card: Card, spec: str | None, argument: str) -> CheckpointCard:
     method = f"{card.name}:{argument}" if argument else card.name
     if not card.checkpoints and spec is None:
         raise CheckpointError(f"{method} has no released weights; give {method}@random or {method}@FILE")
@@ -514,12 +515,17 @@ def _released(card: MethodCard, spec: str | None, argument: str) -> CheckpointCa
     raise UnknownNameError(f"{method} has no checkpoint {spec!r}.{near(spec or '', known)} Known: {_names(card)}")
 
 
-def _names(card: MethodCard) -> str:
-    own = [released.name for released in card.checkpoints] or (["pretrained"] if card.argument else [])
+def _is_family(card: Card) -> bool:
+    """Whether the card speaks of many bodies (`timm:NAME`), whose weights the library that holds them fetches."""
+    return isinstance(card, MethodCard) and bool(card.argument)
+
+
+def _names(card: Card) -> str:
+    own = [released.name for released in card.checkpoints] or (["pretrained"] if _is_family(card) else [])
     return ", ".join([*own, "random", "or a file"])
 
 
-def _in_place(card: MethodCard, released: CheckpointCard, target: Path, fetch: bool) -> Path:
+def _in_place(card: Card, released: CheckpointCard, target: Path, fetch: bool) -> Path:
     """The released file, there and checked, or an error that says how to get it."""
     if target.is_file():
         _check_hashes(released, target)

@@ -11,8 +11,9 @@ import torch
 from bench import registry
 from bench.backbone import Backbone
 from bench.errors import InputError, UnknownNameError
-from bench.records import AdapterRequest, Checkpoint, DatasetCard
-from bench.testing import check_adapter, check_method_card, check_protocol
+from bench.estimators import _deepusps, basnet, u2net
+from bench.records import AdapterRequest, Checkpoint, DatasetCard, EstimatorRequest
+from bench.testing import check_adapter, check_estimator, check_estimator_card, check_method_card, check_protocol
 
 ARGUMENTS = {"timm": "resnet18"}
 
@@ -45,6 +46,18 @@ SHORT = {"finetune": {"iterations": 80, "lr": 1.0, "decoder": "none", "crop": 24
 @pytest.mark.parametrize("name", registry.names("protocols"))
 def test_protocols_keep_their_contract(name):
     check_protocol(registry.card("protocols", name), SHORT.get(name))
+
+
+@pytest.mark.parametrize("name", registry.names("estimators"))
+def test_estimators_keep_their_contract(name, monkeypatch):
+    for module in (_deepusps, basnet, u2net):
+        monkeypatch.setattr(module, "INPUT", 64)
+    card = registry.card("estimators", name)
+    check_estimator_card(card)
+    checkpoint = Checkpoint(name="random", kind="random" if card.trainable else "none")
+    check_estimator(
+        registry.load(card.factory)(EstimatorRequest(card=card, checkpoint=checkpoint, options=card.options()))
+    )
 
 
 @pytest.mark.parametrize("name", registry.names("datasets"))

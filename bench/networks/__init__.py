@@ -1,1 +1,1 @@
-"""Networks shared by adapters, producers and fine-tuning."""
+"""Networks shared by adapters, producers, fine-tuning and saliency estimators."""

@@ -1,0 +1,1 @@
+"""Saliency estimators: one file each, found through the entry points `bench.estimators`."""
