@@ -202,6 +202,28 @@ def train(
 
 
 @app.command()
+def masks(
+    estimator: Annotated[str, typer.Option(help="NAME[@CHECKPOINT], see `bench list estimators`")],
+    dataset: Annotated[str | None, typer.Option(help="registered name or folder [default: `bench data use`]")] = None,
+    split: Annotated[str | None, typer.Option(help="only the pictures of this split [default: of all]")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="released name, file or `random`")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder [default: saliency_ESTIMATOR/ of the data set]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="[masks.|ESTIMATOR.]key=value; repeatable")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N pictures")] = None,
+    batch_size: Annotated[int, typer.Option(min=0, help="pictures a batch [default: 4 on a CPU, 32 on a GPU]")] = 0,
+    workers: Annotated[int, typer.Option(min=-1, help="threads that read, and write [default: one a core]")] = -1,
+    device: Device = "auto",
+) -> None:
+    """Masks of the salient objects in pictures, to learn from; prints their folder."""
+    from bench.masks import MaskRequest, make_masks
+
+    _print(str(make_masks(MaskRequest(
+        estimator=estimator, dataset=dataset, split=split, checkpoint=checkpoint, output=output,
+        overrides=tuple(set_ or ()), limit=limit, batch_size=batch_size, workers=workers, device=device,
+    ))))  # fmt: skip
+
+
+@app.command()
 def predict(
     pictures: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
     method: Annotated[str, typer.Option(help="NAME[@CHECKPOINT], timm:NAME or file.py:factory")],
@@ -228,7 +250,9 @@ def predict(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, protocols, datasets, producers, checkpoints or presets")],
+    kind: Annotated[
+        str, typer.Argument(help="methods, protocols, datasets, producers, estimators, checkpoints or presets")
+    ],
     as_json: Json = False,
 ) -> None:
     """What is registered, built-ins and plugins."""

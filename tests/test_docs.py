@@ -58,7 +58,7 @@ def test_every_command_of_the_readme_exists():
     assert shown <= known, shown - known
 
 
-@pytest.mark.parametrize("kind", ["protocols", "datasets", "producers"])
+@pytest.mark.parametrize("kind", ["protocols", "datasets", "producers", "estimators"])
 def test_what_is_registered_is_documented(kind):
     for name in registry.names(kind):
         assert name in README, f"{name} is not in the README"

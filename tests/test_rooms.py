@@ -36,7 +36,7 @@ LAYERS = [
     {"work"},
     {"predictions"},
     {"evaluate"},
-    {"price", "doctor", "predict", "produce"},
+    {"price", "doctor", "predict", "produce", "masks"},
     {
         "producers",
         "producers._cooccurrence",

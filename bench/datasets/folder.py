@@ -19,7 +19,7 @@ from bench import images
 from bench.errors import DatasetError
 from bench.records import IGNORE, DatasetCard
 
-__all__ = ["BACKGROUND", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset", "read_mask"]
+__all__ = ["BACKGROUND", "MASK_PREFIX", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset", "read_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,10 @@ BACKGROUND = "background"
 _INNER = (".", "VOCSegmentation", "VOCdevkit/VOC2012", "VOC2012")
 """Where the data may lie below the folder that was given."""
 
-_MASK_PREFIX, _MASK_SUFFIX = "saliency_", "_model"
+MASK_PREFIX = "saliency_"
+"""What the folder of a mask set is called, before the set's name."""
+
+_MASK_SUFFIX = "_model"
 _MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _THREADS = 8
 
@@ -328,7 +331,7 @@ class FolderDataset:
     def _mask_folder(self, mask_set: str) -> Path:
         if mask_set not in self._layout.masks:
             there = ", ".join(self.mask_sets()) or "none"
-            fix = f"put masks into {self.root / (_MASK_PREFIX + mask_set)}/ or choose one of these"
+            fix = f"put masks into {self.root / (MASK_PREFIX + mask_set)}/ or choose one of these"
             if self._card and mask_set in self._card.masks:
                 fix = f"run `bench data prepare {self._card.name} --masks {mask_set}` to fetch it"
             raise DatasetError(f"{self.root} has no mask set {mask_set!r}, there are: {there}; {fix}")
@@ -377,8 +380,8 @@ def _voc_layout(root: Path, pictures: Path, lists: Path) -> _Layout:
 
 
 def _mask_folders(root: Path) -> dict[str, Path]:
-    folders = sorted(path for path in root.glob(f"{_MASK_PREFIX}?*") if path.is_dir())
-    return {path.name.removeprefix(_MASK_PREFIX).removesuffix(_MASK_SUFFIX): path for path in folders}
+    folders = sorted(path for path in root.glob(f"{MASK_PREFIX}?*") if path.is_dir())
+    return {path.name.removeprefix(MASK_PREFIX).removesuffix(_MASK_SUFFIX): path for path in folders}
 
 
 def _picture_files(folder: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "timm", "faiss", "sklearn", "pandas", "scipy"}
+HEAVY = {"torch", "torchvision", "timm", "faiss", "sklearn", "skimage", "pandas", "scipy"}
 
 SCRIPT = """
 import json, sys
@@ -22,7 +22,7 @@ except SystemExit as ended:
 
 WORDS = (
     "--help", "--version", "eval --help", "list methods", "list protocols", "list datasets", "list producers",
-    "list checkpoints", "list presets", "list methods --json",
+    "list estimators", "masks --help", "list checkpoints", "list presets", "list methods --json",
 )  # fmt: skip
 
 
