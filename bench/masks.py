@@ -238,7 +238,7 @@ def _checkpoint(card: EstimatorCard, name: str | None, given: Mapping[str, str])
 def _device(card: EstimatorCard, wanted: str) -> str:
     if not card.trainable:
         return "cpu"
-    from bench.evaluate import usable_device
+    from bench.processes import usable_device
 
     return usable_device(wanted)
 

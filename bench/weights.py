@@ -539,7 +539,7 @@ def _in_place(card: Card, released: CheckpointCard, target: Path, fetch: bool) -
     )
 
 
-def _out_of_archive(card: MethodCard, released: CheckpointCard, target: Path, fetch: bool) -> Path:
+def _out_of_archive(card: MethodCard | EstimatorCard, released: CheckpointCard, target: Path, fetch: bool) -> Path:
     """The released file, taken out of its archive, which is kept: others may lie in it."""
     archive = target.with_name(f"{card.name}_{PurePosixPath(urlsplit(released.url).path).name}")
     if not archive.is_file():

@@ -144,7 +144,8 @@ def shortest_paths(cost: Floats) -> Floats:
     By Floyd's and Warshall's algorithm on whole rows: for some hundred nodes faster than a heap of them, and other
     threads go on meanwhile.
     """
-    shortest, over = cost.copy(), np.empty_like(cost)
+    shortest: Floats = cost.copy()
+    over = np.empty_like(cost)
     for middle in range(len(cost)):
         np.add(shortest[:, middle, None], shortest[middle], out=over)
         np.minimum(shortest, over, out=shortest)
