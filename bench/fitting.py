@@ -22,8 +22,8 @@ __all__ = ["fit", "forget_checkpoints"]
 
 log = logging.getLogger(__name__)
 
-_SAVE_AT_LEAST = 50
-"""Steps between two checkpoints, unless an epoch is longer."""
+_SAVE_AT_LEAST, _SAVES_AT_MOST = 50, 20
+"""Steps between two checkpoints, unless an epoch is longer, and the number of checkpoints: a network may be large."""
 
 
 def fit(
@@ -65,7 +65,7 @@ def fit(
         schedule=lessons.schedule,
         device=device,
         seed=seed,
-        save_every=max(batches.per_epoch, _SAVE_AT_LEAST),
+        save_every=max(batches.per_epoch, _SAVE_AT_LEAST, lessons.steps // _SAVES_AT_MOST),
         epoch=batches.per_epoch if lessons.after_epoch else 0,
     )
     fetched = fetch(

@@ -219,16 +219,29 @@ def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[in
 
 
 def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
-    identities = [{key: row.run.get(key) for key in METHOD_KEYS} for row in rows]
-    texts = [method_text(row.run, cards("methods", family(row))) for row in rows]
+    runs = [_with_usual_tap(row, cards) for row in rows]
+    identities = [{key: run.get(key) for key in METHOD_KEYS} for run in runs]
+    texts = [method_text(run, cards("methods", family(row))) for run, row in zip(runs, rows, strict=True)]
     options = [row.run.get("options") or {} for row in rows]
     checkpoints = [row.run.get("checkpoint") or {} for row in rows]
-    texts = _tell_apart(texts, [str(row.run.get("tap") or "") for row in rows])
+    texts = _tell_apart(texts, [str(run.get("tap") or "") for run in runs])
     texts = _tell_apart(texts, _differences(texts, options))
     texts = _tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
     texts = _tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
     texts = _tell_apart(texts, [_digest(identity) for identity in identities])
     return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
+
+
+def _with_usual_tap(row: Row, cards: CardLookup) -> Mapping[str, Any]:
+    """The run, its map named as the default one where it is what this protocol reads of the method by default.
+
+    So a method whose probe reads another map than its clustering has one line.
+    """
+    method, protocol = cards("methods", family(row)), cards("protocols", str(row.run.get("protocol")))
+    if method is None or protocol is None or not (protocol.probes and method.probe_tap):
+        return row.run
+    tap = row.run.get("tap")
+    return {**row.run, "tap": method.default_tap if tap == method.probe_tap else f"{tap} for {row.run['protocol']}"}
 
 
 def method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:

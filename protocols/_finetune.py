@@ -79,6 +79,7 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
         ),
         seed,
     )
+    distributed.broadcast_(buffer for buffer in model.buffers() if buffer.is_floating_point())
     outcome = _scored(work, settings, model)
     if settings.keep:
         state = model.state_dict().items()
@@ -216,6 +217,11 @@ class FineTuning:
         model = self._model
         last = set(model.classifier.parameters())
         decoder = set(model.decoder.parameters()) if model.decoder is not None else _own_decoder(model)
+        if settings.decoder_lr_mult != 1 and not decoder:
+            raise SettingError(
+                f"finetune.decoder_lr_mult={settings.decoder_lr_mult:g} is for a decoder, and none that can be told "
+                "apart is trained here: drop it, or take decoder=deeplab"
+            )
         groups = [
             {"params": [p for p in model.parameters() if p not in last and p not in decoder], "lr": settings.lr},
             {"params": [p for p in model.parameters() if p in decoder], "lr": settings.lr * settings.decoder_lr_mult},

@@ -64,7 +64,7 @@ class FinetuneSettings(InputSettings):
 
     @property
     def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:
-        return "labels"
+        return "labels" if self.network == "train" else "nothing"
 
 
 _SHARED = {
@@ -152,7 +152,7 @@ def settle(settings: FinetuneSettings, *, carries: bool) -> FinetuneSettings:
     decoder = settings.decoder if settings.decoder != "auto" else "own" if carries else "deeplab"
     if decoder == "own" and not carries:
         raise SettingError("finetune.decoder=own: the method carries no decoder; take decoder=deeplab or none")
-    few = arm == "maskcontrast" and not settings.names and fraction(settings.fractions[0]) <= FEW
+    few = arm == "maskcontrast" and bool(settings.fractions) and fraction(settings.fractions[0]) <= FEW
     lr = settings.lr or (0.001 if few else 0.004)
     return dataclasses.replace(
         settings,

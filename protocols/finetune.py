@@ -44,6 +44,8 @@ def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
         raise SettingError(f"finetune.scale={given} does not fit: expected two numbers, the smaller first")
     if settings.network != "train" and not re.fullmatch(r"row:.+", settings.network):
         raise SettingError(f"finetune.network={settings.network} does not fit: expected train or row:KEY")
+    if settings.network != "train":
+        return [Variant(settings=dataclasses.replace(settings, fractions=()))]
     if settings.names:
         if "fractions" in scope.explicit:
             raise SettingError("finetune.names lists the pictures to learn from: drop finetune.fractions")

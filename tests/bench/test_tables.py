@@ -530,3 +530,13 @@ def test_every_matching_rule_stands_side_by_side(small):
 
 def test_registered_cards_are_found_and_others_are_not():
     assert tables.registered("protocols", "no such protocol") is None
+
+
+def test_a_method_whose_probe_reads_another_map_has_one_line(row):
+    def of(protocol, tap):
+        return row("maskcontrast", tap=tap, protocol=protocol, checkpoint={"name": "supervised-saliency"})
+
+    usual = build([of("kmeans", "embedding"), of("linear", "decoder")])
+    assert [label.text for label in usual.rows] == ["maskcontrast"]
+    other = build([of("kmeans", "embedding"), of("linear", "decoder"), of("linear", "embedding")])
+    assert [label.text for label in other.rows] == ["maskcontrast", "maskcontrast embedding for linear"]

@@ -289,3 +289,17 @@ def test_the_price_counts_passes():
     assert finetune.price(variants()[2], scope) == (
         "5% of 70 pictures: 160000 passes forward and backward for each seed"
     )
+
+
+def test_a_rate_for_a_decoder_that_is_not_there_is_refused():
+    work = conv_work()
+    settings = settle(one(decoder="none", decoder_lr_mult=10.0), carries=False)
+    model = _finetune.build(work, settings, 0)
+    with pytest.raises(SettingError, match="is for a decoder"):
+        _finetune.FineTuning(work, model, frozen=False).optimizer(settings)
+
+
+def test_a_stored_network_is_one_row_and_needs_no_train_split():
+    (only,) = variants(network="row:abc")
+    assert only.fractions == ()
+    assert only.reads_of_train == "nothing"
