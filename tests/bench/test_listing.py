@@ -53,7 +53,8 @@ def test_json_has_every_field(bench):
     status, out, _ = bench("list", "checkpoints", "--json")
     assert status == 0
     rows = {(row["method"], row["checkpoint"]): row for row in json.loads(out)}
-    cards = {name: card for name, card in registry.cards("methods").items() if card.checkpoints}
+    owners = (*registry.cards("methods").items(), *registry.cards("estimators").items())
+    cards = {name: card for name, card in owners if card.checkpoints}
     assert set(rows) == {(name, one.name) for name, card in cards.items() for one in card.checkpoints}
     moco = rows["moco_v2", "800ep"]
     assert (moco["md5"], moco["bytes"], moco["sha256"]) == ("a04e12f8", 0, "")
