@@ -53,7 +53,9 @@ class FinetuneSettings(InputSettings):
     weight_decay: float = setting(1e-4, "weight decay of all parameters", minimum=0)
     power: float = setting(0.9, "of the polynomial decay of the learning rate, by steps", minimum=0)
     init_std: float = setting(0.01, "standard deviation of the last convolution's initial weights", minimum=0)
-    crop: int = setting(0, "side of the square crops in pixels; 0: by the sizes of the train split", minimum=0)
+    crop: int = setting(
+        0, "side of the square crops in pixels; 0: by the sizes of the train split", minimum=0, maximum=4096
+    )
     scale: tuple[float, ...] = setting((0.5, 2.0), "pictures are resized by a factor between these first", minimum=0.05)
     flip: float = setting(0.5, "probability of a mirrored picture", minimum=0, maximum=1)
     decide: Literal["label", "input"] = setting(

@@ -40,7 +40,9 @@ class LinearSettings(InputSettings):
         "none",
         "each vector to unit length, each dimension to unit variance over the train split, or batch norm without scale",
     )
-    grid: int = setting(0, "labels and logits on N × N cells while training; 0: at the size of the input", minimum=0)
+    grid: int = setting(
+        0, "labels and logits on N × N cells while training; 0: at the size of the input", minimum=0, maximum=2048
+    )
     decide: Literal["label", "input"] = setting(
         "label", "where a pixel's class is decided: at the label's own size, or at the input's and then nearest"
     )
