@@ -52,7 +52,7 @@ CardLookup = Callable[[str, str], Any]
 METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
 """What of a run says which method it is of."""
 _BESIDE = ("train", "masks")
-"""What of a run\'s data set is a matter of its protocol: what is read beside the pictures that are scored."""
+"""What of a run's data set is a matter of its protocol: what is read beside the pictures that are scored."""
 
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
