@@ -51,12 +51,12 @@ class Entry:
     record: Mapping[str, Any]
     arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-    def array(self, name: str) -> NDArray[Any]:
-        """The whole array, memory-mapped read-only."""
+    def array(self, name: str, *, private: bool = False) -> NDArray[Any]:
+        """The whole array, memory-mapped read-only; private: what is written to it stays in memory."""
         shape, dtype = self.arrays[name]
         if 0 in shape:
             return np.zeros(shape, dtype)
-        return np.memmap(self.folder / f"{name}.bin", dtype, mode="r", shape=shape)
+        return np.memmap(self.folder / f"{name}.bin", dtype, mode="c" if private else "r", shape=shape)
 
     def blocks(self, name: str, lengths: Iterable[int]) -> Iterator[NDArray[Any]]:
         """Consecutive blocks of `lengths` rows, read one at a time: memory holds one block, not the mapped file."""

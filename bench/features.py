@@ -306,13 +306,13 @@ class HeldMaps:
     """Maps of a complete cache entry, mapped into memory; implements `bench.contracts.Held`."""
 
     def __init__(self, entry: Entry, layouts: Sequence[Layout]) -> None:
-        self._arrays = [entry.array(_array_name(index)) for index in range(len(layouts))]
+        self._arrays = [entry.array(_array_name(index), private=True) for index in range(len(layouts))]
         self._starts = [np.cumsum([0, *(h * w for h, w in layout.grids)]) for layout in layouts]
 
     def block(self, index: int, which: int = 0) -> NDArray[np.float32]:
-        """The map (h·w, D) of a picture and a tap, a copy."""
+        """The map (h·w, D) of a picture and a tap, read when it is looked at."""
         starts = self._starts[which]
-        return np.array(self._arrays[which][starts[index] : starts[index + 1]], dtype=np.float32)
+        return np.asarray(self._arrays[which][starts[index] : starts[index + 1]], dtype=np.float32)
 
 
 def _array_name(index: int) -> str:
