@@ -273,7 +273,7 @@ class Scope:
 
     vectors: cells of all maps of the scored split; None while the method is not built yet.
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
-    background: the data set has a background class. taps: names of the method's feature maps, () while it is not built.
+    background: the data set has a background class.
     train: pictures of the train split, None where it is not there. train_vectors: cells of all its maps, None while the
     method is not built, and for a protocol that does not read that split. channels: width of the map that is read, None
     while the method is not built.
@@ -287,7 +287,6 @@ class Scope:
     pictures: int = 0
     foreground: bool | None = None
     background: bool = True
-    taps: tuple[str, ...] = ()
     train: int | None = None
     own_clusters: int | None = None
     train_vectors: int | None = None

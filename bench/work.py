@@ -91,7 +91,6 @@ class Session:
             pictures=len(self.plan.names),
             foreground=None if work is None else work.foreground,
             background=dataset.background is not None,
-            taps=() if work is None else feature_taps(work.network),
             train=len(self.names(dataset.train_split)) if trains else None,
             train_vectors=work.maps("train").vectors if work and reads else None,
             channels=None if work is None else work.maps("eval").channels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from bench import distributed
 from bench.batches import generator
-from bench.contracts import Examples, Key, Lessons, Maps, Outcome, Painting, Scores, Work
+from bench.contracts import Examples, Key, Lessons, Outcome, Painting, Work
 from bench.dense import axis, cross_entropy, weighted_pixels
 from bench.errors import InputError, MismatchError, SettingError
 from bench.networks.deeplab import DeepLabHead
@@ -25,6 +25,7 @@ from bench.warp import Warp
 from ._draw import drawn, rare_first
 from ._finetune_settings import FinetuneSettings, crop_of, fraction, settle
 from ._samples import FromPictures, Group, together
+from ._scores import as_they_are
 
 __all__ = ["FineTuning", "build", "predict", "run"]
 
@@ -96,7 +97,7 @@ def predict(work: Work, settings: FinetuneSettings, arrays: Mapping[str, NDArray
     _load(model, arrays, "the row")
     model.eval()
     maps = work.maps_by(model, "classes")
-    return Painting(pixels=work.paint_scores(maps, _scores(maps, work.device), at=settings.decide))
+    return Painting(pixels=work.paint_scores(maps, as_they_are(maps, work.device), at=settings.decide))
 
 
 def build(work: Work, settings: FinetuneSettings, seed: int) -> Segmenter:
@@ -288,11 +289,5 @@ def _own_decoder(model: Segmenter) -> set[nn.Parameter]:
 def _scored(work: Work, settings: FinetuneSettings, model: Segmenter) -> Outcome:
     model.eval()
     maps = work.maps_by(model, "classes")
-    (counts,) = work.count_scores(maps, _scores(maps, work.device), at=settings.decide)
+    (counts,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
     return Outcome(counts=counts, matched=np.arange(work.classes))
-
-
-def _scores(maps: Maps, device: str) -> Iterator[Scores]:
-    for index, block in enumerate(maps):
-        logits = torch.from_numpy(block).to(device).view(*maps.grid(index), -1)
-        yield [(0, logits.permute(2, 0, 1)[None])]

@@ -26,6 +26,7 @@ from ._draw import drawn
 from ._heads import Head, Heads, taps_of
 from ._linear import LinearSettings, drop_epoch
 from ._samples import FromMaps, FromPictures, Group, together
+from ._scores import as_they_are
 
 __all__ = ["predict", "run"]
 
@@ -105,7 +106,7 @@ def predict(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[A
     """The classes that a finished row's head gives other pictures."""
     if "weight" not in arrays:
         maps = work.maps_by(work.network, next(t.name for t in work.network.taps.values() if t.kind == "class_logit"))
-        return Painting(pixels=work.paint_scores(maps, _own_scores(maps, work.device), at=settings.decide))
+        return Painting(pixels=work.paint_scores(maps, as_they_are(maps, work.device), at=settings.decide))
     maps = work.maps("eval")
     return Painting(pixels=work.paint_scores(maps, _stored_scores(work, settings, maps, arrays), at=settings.decide))
 
@@ -299,15 +300,9 @@ def _score_own(work: Work, settings: LinearSettings, tap: str) -> Outcome:
             "one with --set linear.head=train"
         )
     maps = work.maps_by(work.network, tap)
-    (counts,) = work.count_scores(maps, _own_scores(maps, work.device), at=settings.decide)
+    (counts,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
     note = "the checkpoint's own classifier; nothing was trained"
     return Outcome(counts=counts, notes=(note,), matched=np.arange(work.classes))
-
-
-def _own_scores(maps: Maps, device: str) -> Iterator[Scores]:
-    for index, block in enumerate(maps):
-        logits = torch.from_numpy(block).to(device).view(*maps.grid(index), -1)
-        yield [(0, logits.permute(2, 0, 1)[None])]
 
 
 def _score_stored(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[Any]]) -> Outcome:
