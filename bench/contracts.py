@@ -271,7 +271,7 @@ class Lessons:
 class Scope:
     """What is known about a job before its first forward pass.
 
-    vectors: cells of all maps of the scored split; None while the method is not built yet.
+    vectors: cells of all maps of the scored split, of the coarsest of several taps; None while the method is not built.
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
     background: the data set has a background class.
     train: pictures of the train split, None where it is not there. train_vectors: cells of all its maps, None while the
@@ -336,12 +336,14 @@ class Painting:
 
     cells: one (h, w) map of ids per picture. objects: (N,) the id of each picture's object. pixels: one (H, W) map of
     ids per picture at its own size. around: the id of what is not foreground; None where the foreground is not asked.
+    which: number of the tap whose cells they are.
     """
 
     cells: Sequence[NDArray[np.integer[Any]]] | None = None
     objects: NDArray[np.integer[Any]] | None = None
     pixels: Iterable[NDArray[np.integer[Any]]] | None = None
     around: int | None = None
+    which: int = 0
 
 
 Scores = Sequence[tuple[int, "torch.Tensor"]]
@@ -360,7 +362,7 @@ class Work(Protocol):
     foreground: bool
     """The method gives a foreground of its own."""
     taps: tuple[str, ...]
-    """The maps that were asked for, in order; there is one unless the protocol allows several."""
+    """The maps that were asked for, in order; there is one unless the protocol compares layers."""
     method_name: str
     network: Adapter
     """The method itself, in eval mode, without gradients: copy it before changing it."""
@@ -372,6 +374,14 @@ class Work(Protocol):
 
         only: indices of some of its pictures; maps of a part are computed for every pass.
         """
+        ...
+
+    def alone(self, which: int) -> Work:
+        """The same work with one of the taps alone, from the same feature pass."""
+        ...
+
+    def part(self, pictures: Sequence[int]) -> Work:
+        """The same work on the train split: these of its pictures stand for the scored ones, the rest for the split."""
         ...
 
     def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:

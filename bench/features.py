@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, Literal
@@ -85,8 +86,8 @@ class SplitMaps:
     """The maps of some taps of one method over a list of pictures; implements `bench.contracts.Maps` for the first.
 
     taps: names; all are taken in one forward pass and kept in one cache entry. What does not name a tap speaks of the
-    first. record: plain data that names everything that changes the maps; its hash is their key in the cache, where
-    maps without a record never are.
+    first of `layouts`. record: plain data that names everything that changes the maps; its hash is their key in the
+    cache, where maps without a record never are.
     cheap: computing the maps costs less than reading them, so they are not kept. user_code: what the network raises is
     the user's to mend, and told in one line.
     """
@@ -109,14 +110,13 @@ class SplitMaps:
         self.sizes = tuple(dataset.size(name) for name in self.names)
         stretched = parse_size(inputs.size)
         self.extents = tuple(stretched or size for size in self.sizes)
-        self.layouts = tuple(
+        self._kept = tuple(
             Layout.of(adapter.taps[name], self.sizes, self.extents, adapter.pad_to) for name in dict.fromkeys(taps)
         )
-        self.tap, self.grids, self.vectors = self.layouts[0].tap, self.layouts[0].grids, self.layouts[0].vectors
-        self.channels = self.tap.channels
         self.dtype = np.dtype(inputs.dtype)
-        self.nbytes = sum(layout.vectors * layout.tap.channels for layout in self.layouts) * self.dtype.itemsize
+        self.nbytes = sum(layout.vectors * layout.tap.channels for layout in self._kept) * self.dtype.itemsize
         self.key = record_key(record or {})
+        self._show(self._kept)
         self._record = record
         self.cheap = cheap
         self._user_code = user_code
@@ -126,6 +126,24 @@ class SplitMaps:
         self._runtime = runtime
         self._cache = cache
         self._entry: Entry | None = None
+
+    def _show(self, layouts: Sequence[Layout]) -> None:
+        self.layouts = tuple(layouts)
+        self.tap, self.grids, self.vectors = self.layouts[0].tap, self.layouts[0].grids, self.layouts[0].vectors
+        self.channels = self.tap.channels
+
+    def alone(self, which: int) -> SplitMaps:
+        """The same maps without the other features: one tap, and what the network says of the foreground.
+
+        They lie in the same entry of the cache, which whoever is first to read them fills with all taps.
+        """
+        if len(self.layouts) == 1:
+            return self
+        twin = copy(self)
+        beside = (layout for layout in self.layouts if layout.tap.kind == "foreground_logit")
+        twin._show(tuple(dict.fromkeys((self.layouts[which], *beside))))
+        twin.key = record_key({"maps": self.key, "tap": twin.tap.name})
+        return twin
 
     @property
     def cached(self) -> bool:
@@ -171,7 +189,7 @@ class SplitMaps:
                 "larger disk with --cache, keep them with --set dtype=float16, or take a preset that computes them "
                 "for every epoch"
             )
-        return HeldMaps(self._entry, self.layouts)
+        return HeldMaps(self._entry, [(self._array_name(layout), layout) for layout in self.layouts])
 
     def cells(self, index: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """For picture `index`: the map row of each picture row (H,) and the map column of each picture column (W,)."""
@@ -192,35 +210,40 @@ class SplitMaps:
         return self._pass(self.layouts)
 
     def _pass(self, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[np.float32], ...]]:
-        """The first of the taps, from the cache where they lie there."""
+        """Some of the taps, from the cache where they lie there."""
         self._entry = self._find()
-        pictures = self._compute_and_keep() if self._entry is None else self._read(self._entry, layouts)
+        pictures = self._compute_and_keep(layouts) if self._entry is None else self._read(self._entry, layouts)
         for blocks in self._runtime.track(pictures, len(self.names), "features"):
-            yield tuple(block.astype(np.float32, copy=False) for block in blocks[: len(layouts)])
+            yield tuple(block.astype(np.float32, copy=False) for block in blocks)
 
     def _find(self) -> Entry | None:
         return self._entry or (None if self._record is None else self._cache.find(self._record))
 
     def _read(self, entry: Entry, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[Any], ...]]:
-        streams = [
-            entry.blocks(_array_name(index), (h * w for h, w in layout.grids)) for index, layout in enumerate(layouts)
-        ]
+        streams = [entry.blocks(self._array_name(layout), (h * w for h, w in layout.grids)) for layout in layouts]
         for _ in self.names:
             with self._runtime.clock.phase("read cache"):
                 blocks = tuple(next(stream) for stream in streams)
             yield blocks
 
-    def _compute_and_keep(self) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _array_name(self, layout: Layout) -> str:
+        """What the arrays of a cache entry are called: the first tap's `maps`, the others' by number."""
+        index = self._kept.index(layout)
+        return f"maps{index}" if index else "maps"
+
+    def _compute_and_keep(self, layouts: Sequence[Layout]) -> Iterator[tuple[NDArray[Any], ...]]:
         keeper = self._keeper()
         if keeper is None:
-            yield from self.compute()
+            yield from self.compute(layouts)
             return
+        wanted = [self._kept.index(layout) for layout in layouts]
+        names = [self._array_name(layout) for layout in self._kept]
         try:
-            for blocks in self.compute():
+            for blocks in self.compute(self._kept):
                 with self._runtime.clock.phase("write cache"):
-                    for index, block in enumerate(blocks):
-                        keeper.append(_array_name(index), block)
-                yield blocks
+                    for name, block in zip(names, blocks, strict=True):
+                        keeper.append(name, block)
+                yield tuple(blocks[index] for index in wanted)
             self._entry = keeper.commit()
         finally:
             keeper.drop()
@@ -255,12 +278,13 @@ class SplitMaps:
             labels = np.stack([self._dataset.label(self.names[index]) for index in batch])
         return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)), labels
 
-    def compute(self) -> Iterator[tuple[NDArray[Any], ...]]:
+    def compute(self, layouts: Sequence[Layout] | None = None) -> Iterator[tuple[NDArray[Any], ...]]:
         """One forward pass over the pictures, cache or not; as `together`, in the dtype that is kept."""
+        layouts = self.layouts if layouts is None else layouts
         for batch, (pictures, labels) in prefetch(self._batches(), self._load, self._runtime.workers):
             with self._runtime.clock.phase("forward"), self._told_in_one_line(batch):
-                maps = self._forward(pictures, labels)
-            streams = [self._vectors(batch, maps[layout.tap.name], layout) for layout in self.layouts]
+                maps = self._forward(pictures, labels, [layout.tap.name for layout in layouts])
+            streams = [self._vectors(batch, maps[layout.tap.name], layout) for layout in layouts]
             yield from zip(*streams, strict=True)
 
     @contextmanager
@@ -274,13 +298,15 @@ class SplitMaps:
             text = " ".join(str(error).split())
             raise FeatureError(f"the network failed on {pictures}: {type(error).__name__}: {text}") from error
 
-    def _forward(self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> dict[str, torch.Tensor]:
+    def _forward(
+        self, pictures: NDArray[np.uint8], labels: NDArray[np.uint8] | None, taps: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
         device, kind = self._runtime.device, self._runtime.kind
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._runtime.precision == "bf16"):
             inputs = self._adapter.preprocess(torch.from_numpy(pictures).to(device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             given = None if labels is None else torch.from_numpy(labels).to(device)
-            maps = self._adapter(inputs, tuple(layout.tap.name for layout in self.layouts), labels=given)
+            maps = self._adapter(inputs, tuple(taps), labels=given)
             return {name: values.float() for name, values in maps.items()}
 
     def _vectors(self, batch: Sequence[int], maps: torch.Tensor, layout: Layout) -> Iterator[NDArray[Any]]:
@@ -305,19 +331,15 @@ class SplitMaps:
 class HeldMaps:
     """Maps of a complete cache entry, mapped into memory; implements `bench.contracts.Held`."""
 
-    def __init__(self, entry: Entry, layouts: Sequence[Layout]) -> None:
-        self._arrays = [entry.array(_array_name(index), private=True) for index in range(len(layouts))]
-        self._starts = [np.cumsum([0, *(h * w for h, w in layout.grids)]) for layout in layouts]
+    def __init__(self, entry: Entry, arrays: Sequence[tuple[str, Layout]]) -> None:
+        """arrays: what each is called in the entry, and where its cells lie."""
+        self._arrays = [entry.array(name, private=True) for name, _ in arrays]
+        self._starts = [np.cumsum([0, *(h * w for h, w in layout.grids)]) for _, layout in arrays]
 
     def block(self, index: int, which: int = 0) -> NDArray[np.float32]:
         """The map (h·w, D) of a picture and a tap, read when it is looked at."""
         starts = self._starts[which]
         return np.asarray(self._arrays[which][starts[index] : starts[index + 1]], dtype=np.float32)
-
-
-def _array_name(index: int) -> str:
-    """What the arrays of a cache entry are called: the first tap's `maps`, the others' by number."""
-    return f"maps{index}" if index else "maps"
 
 
 def pictures_at_once(runtime: Runtime, extent: tuple[int, int]) -> int:

@@ -82,6 +82,8 @@ def _by_clusters(request: PredictRequest) -> Path:
     plan = make_plan(_request(request, "kmeans", request.overrides, f"kmeans.clusters={wanted}"), dataset=pictures)
     with ExitStack() as resources:
         work, choice = _open(plan, resources)
+        if choice.settings.compares:
+            raise SettingError("there are no labels to choose a map by: name one, --set kmeans.tap=NAME")
         (variant,) = choice.variants(work.scope)
         outcome = registry.load(choice.card.run)(work.work, variant.settings, request.seed)
         for note in (*variant.notes, *outcome.notes):

@@ -74,7 +74,8 @@ def paint(work: MethodWork, painting: Painting, settings: Any) -> Iterator[NDArr
     if painting.pixels is not None:
         yield from painting.pixels
         return
-    ids = iter(painting.objects) if painting.objects is not None else _of_cells(painting.cells or (), work.maps("eval"))
+    maps = work.maps("eval").alone(painting.which)
+    ids = iter(painting.objects) if painting.objects is not None else _of_cells(painting.cells or (), maps)
     if painting.around is None:
         yield from ids
         return
@@ -90,9 +91,11 @@ def _painting(arrays: Mapping[str, NDArray[Any]], maps: SplitMaps) -> Painting |
         return None
     if "assignments" not in arrays:
         return Painting(objects=arrays["objects"], around=around)
-    ends = np.cumsum([h * w for h, w in maps.grids])
-    blocks = zip(np.split(arrays["assignments"], ends[:-1]), maps.grids, strict=True)
-    return Painting(cells=[ids.reshape(grid) for ids, grid in blocks], around=around)
+    which = int(arrays["which"]) if "which" in arrays else 0
+    grids = maps.alone(which).grids
+    ends = np.cumsum([h * w for h, w in grids])
+    blocks = zip(np.split(arrays["assignments"], ends[:-1]), grids, strict=True)
+    return Painting(cells=[ids.reshape(grid) for ids, grid in blocks], around=around, which=which)
 
 
 def _of_cells(cells: Sequence[NDArray[np.integer[Any]]], maps: SplitMaps) -> Iterator[NDArray[np.integer[Any]]]:

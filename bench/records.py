@@ -281,7 +281,8 @@ class ProtocolCard:
     kinds: the kinds of maps it can score, best first.
     needs_objects: it reads pooled objects alone, so there must be a foreground (the method's own, or mask files).
     seeded: the result depends on the seed; otherwise one is enough. seeds: how many, where nothing is said.
-    probes: it learns a classifier of the map, and reads the method's `probe_tap`.
+    probes: it learns a classifier of the map, and reads the method's `probe_tap`. layers: it takes several maps
+        (`tap=a,b`, `tap=search`) and chooses one.
     headline: the matching rule whose mIoU stands in the table. expand: "module:function", called as
         expand(settings, scope: Scope) -> list[Variant], one per row; called with `scope.vectors` None first, to find
         rows that are already there, so it must import nothing heavy. "" = one row with the settings as they are.
@@ -302,6 +303,7 @@ class ProtocolCard:
     seeded: bool = True
     seeds: int = 5
     probes: bool = False
+    layers: bool = False
     headline: str = ""
     expand: str = ""
     predict: str = ""

@@ -15,6 +15,7 @@ from bench.records import Preset, ProtocolCard
 from bench.registry import near
 
 __all__ = [
+    "SEARCH",
     "InputSettings",
     "ObjectSettings",
     "Override",
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 LARGEST_SIDE = 8192
 """Pixels: a larger input is a typing error, not a plan."""
+
+
+SEARCH = "search"
+"""What `tap` says for all feature maps of the method."""
 
 
 def setting(
@@ -57,8 +62,15 @@ class InputSettings:
 
     size: str = setting("native", "network input: native (own size, padded to the stride), N (N×N) or HxW (stretched)")
     interpolation: Literal["bicubic", "bilinear"] = setting("bicubic", "how pictures are stretched to `size`")
-    tap: str = setting("", "the map to read; empty: the method's default")
+    tap: str = setting(
+        "", "the map to read, NAME,NAME or `search` (all) to compare several; empty: the method's default"
+    )
     dtype: Literal["float32", "float16"] = setting("float32", "number format in which maps are kept and read")
+
+    @property
+    def compares(self) -> bool:
+        """`tap` names several maps."""
+        return self.tap == SEARCH or "," in self.tap
 
     @property
     def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:

@@ -249,6 +249,16 @@ class MemorySplit:
     masks: Sequence[NDArray[np.bool_]] | None = None
     kind: str = "feature"
 
+    def only(self, pictures: Sequence[int]) -> MemorySplit:
+        """Some of the pictures."""
+        return MemorySplit(
+            maps=[self.maps[index] for index in pictures],
+            labels=[self.labels[index] for index in pictures],
+            logits=self.logits and [self.logits[index] for index in pictures],
+            masks=self.masks and [self.masks[index] for index in pictures],
+            kind=self.kind,
+        )
+
 
 class MemoryWork:
     """A `Work` without files, as a protocol sees it. Whatever name of a mask set is asked for, it is `masks`.
@@ -293,6 +303,22 @@ class MemoryWork:
         )
         part.names = tuple(whole.names[index] for index in only)
         return part
+
+    def alone(self, which: int) -> MemoryWork:
+        assert which == 0, "there is one tap"
+        return self
+
+    def part(self, pictures: Sequence[int]) -> MemoryWork:
+        train = self.splits["train"]
+        inside, outside = list(pictures), [i for i in range(len(train.labels)) if i not in set(pictures)]
+        return MemoryWork(
+            train.only(inside),
+            classes=self.classes,
+            background=self.background,
+            train=train.only(outside),
+            class_names=self.class_names,
+            network=self.network,
+        )
 
     def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():

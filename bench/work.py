@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ from bench.plan import Job, Plan, ProtocolChoice
 from bench.processes import on_rank_0
 from bench.progress import progress, track
 from bench.records import IGNORE, AdapterRequest, ProtocolCard
-from bench.settings import InputSettings, ObjectSettings, mask_set
+from bench.settings import SEARCH, InputSettings, ObjectSettings, mask_set
 from bench.store import Store, arrays_of
 
 __all__ = ["Built", "MethodWork", "Session", "build", "tap_for"]
@@ -87,7 +89,7 @@ class Session:
         return Scope(
             classes=len(dataset.classes),
             device=self.runtime.device,
-            vectors=None if work is None else work.maps("eval").vectors,
+            vectors=None if work is None else work.fewest_vectors,
             pictures=len(self.plan.names),
             foreground=None if work is None else work.foreground,
             background=dataset.background is not None,
@@ -101,10 +103,6 @@ class Session:
 def feature_taps(network: Adapter) -> tuple[str, ...]:
     """Names of the maps of features, in the network's order."""
     return tuple(tap.name for tap in network.taps.values() if tap.kind == "feature")
-
-
-SEARCH = "search"
-"""What `tap` says for all feature maps of the method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +196,15 @@ class MethodWork:
         logits = [tap.name for tap in built.adapter.taps.values() if tap.kind == "foreground_logit"]
         self.foreground = bool(logits)
         self._taps = tuple(dict.fromkeys((*self.taps, *logits[:1])))
+        self._part: frozenset[int] | None = None
+        self._whole: MethodWork | None = None
+        self._said: set[str] = set()
+        self.row_key = ""
+        """Of the row that is being made: where what is learnt for it is kept meanwhile."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known yet of the maps and labels that this work reads."""
         self._objects: dict[tuple[object, ...], Objects] = {}
         self._maps: dict[str, SplitMaps] = {}
         self._labels: CellLabels | None = None
@@ -206,10 +213,38 @@ class MethodWork:
         self._kept: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._recent: dict[str, Mapping[str, NDArray[Any]]] = {}
         self._label_counts: dict[str, NDArray[np.int64]] = {}
-        self._said: set[str] = set()
         self._opened: set[tuple[str, str]] = set()
-        self.row_key = ""
-        """Of the row that is being made: where what is learnt for it is kept meanwhile."""
+        self._narrower: dict[object, MethodWork] = {}
+
+    @property
+    def fewest_vectors(self) -> int:
+        """Cells of the coarsest of the maps over the scored split."""
+        return min(layout.vectors for layout in self.maps("eval").layouts[: len(self.taps)])
+
+    def alone(self, which: int) -> MethodWork:
+        """The same work with one of the taps alone. Its vectors leave memory when another is asked for."""
+        if len(self.taps) == 1:
+            return self
+        if which not in self._narrower:
+            twin = self._twin(which)
+            twin.taps, twin.tap, twin._whole = (self.taps[which],), self.taps[which], self
+            twin.kind = self._built.adapter.taps[twin.tap].kind
+        for key, other in self._narrower.items():
+            if key != which:
+                other._kept.clear()
+        return self._narrower[which]
+
+    def part(self, pictures: Sequence[int]) -> MethodWork:
+        """The same work on the train split: some of its pictures stand for the scored ones, the rest for the split."""
+        key = frozenset(pictures)
+        if key not in self._narrower:
+            self._twin(key)._part = key
+        return self._narrower[key]
+
+    def _twin(self, key: object) -> MethodWork:
+        twin = self._narrower[key] = copy.copy(self)
+        twin._begin()
+        return twin
 
     @property
     def own_clusters(self) -> int | None:
@@ -218,28 +253,43 @@ class MethodWork:
 
     def _split(self, split: str) -> str:
         plan = self._session.plan
-        return {"eval": plan.split, "train": plan.dataset.train_split}[split]
+        scored = plan.split if self._part is None else plan.dataset.train_split
+        return {"eval": scored, "train": plan.dataset.train_split}[split]
+
+    def _names(self, split: str) -> tuple[str, ...]:
+        """The pictures of "eval" or "train"."""
+        names = self._session.names(self._split(split))
+        if self._part is None:
+            return names
+        return tuple(name for index, name in enumerate(names) if (index in self._part) == (split == "eval"))
 
     def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> SplitMaps:
         """The maps of "eval" or "train", or of some of its pictures, which are computed for every pass."""
-        plan, name = self._session.plan, self._split(split)
         if only is not None:
-            names = self._session.names(name)
+            names = self._names(split)
             return self._computed(self._built.adapter, tuple(names[index] for index in only), self._taps)
-        if name not in self._maps:
-            self._maps[name] = SplitMaps(
-                self._built.adapter,
-                plan.dataset,
-                self._session.names(name),
-                taps=self._taps,
-                inputs=self._inputs,
-                runtime=self._session.runtime,
-                cache=self._built.cache,
-                record=self._maps_record(name),
-                cheap=not (self._job.card.trainable or self._job.card.file),
-                user_code=self._job.card.file is not None,
-            )
-        return self._maps[name]
+        place = self._split(split) if self._part is None else split
+        if place not in self._maps:
+            self._maps[place] = self._all_taps(split) if self._whole is None else self._one_tap(split)
+        return self._maps[place]
+
+    def _one_tap(self, split: str) -> SplitMaps:
+        assert self._whole is not None
+        return self._whole.maps(split).alone(self._whole.taps.index(self.tap))
+
+    def _all_taps(self, split: str) -> SplitMaps:
+        return SplitMaps(
+            self._built.adapter,
+            self._session.plan.dataset,
+            self._names(split),
+            taps=self._taps,
+            inputs=self._inputs,
+            runtime=self._session.runtime,
+            cache=self._built.cache,
+            record=self._maps_record(split),
+            cheap=not (self._job.card.trainable or self._job.card.file),
+            user_code=self._job.card.file is not None,
+        )
 
     def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """The maps (B, h, w, D) of `taps` of some pictures, uint8 (B, 3, H, W), without gradients."""
@@ -258,7 +308,7 @@ class MethodWork:
 
     def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> SplitMaps:
         """The maps of another network over "eval" or "train", computed for every pass."""
-        return self._computed(network, self._session.names(self._split(split)), (tap,))
+        return self._computed(network, self._names(split), (tap,))
 
     def _computed(self, network: Adapter, names: tuple[str, ...], taps: Sequence[str]) -> SplitMaps:
         """Maps that are not kept: what decides them has no name in the cache."""
@@ -277,7 +327,7 @@ class MethodWork:
 
     def examples(self, split: str = "train") -> LabelledPictures:
         """Pictures and labels of "train" or "eval"."""
-        dataset, names = self._session.plan.dataset, self._session.names(self._split(split))
+        dataset, names = self._session.plan.dataset, self._names(split)
         return LabelledPictures(dataset, names, tuple(dataset.size(name) for name in names))
 
     def _maps_record(self, split: str) -> dict[str, Any]:
@@ -289,7 +339,8 @@ class MethodWork:
             "file": self._job.card.file_sha256,
             "weights": self._built.weights_sha256,
             "taps": [asdict(adapter.taps[name]) for name in self._taps],
-            "pictures": session.fingerprint(split, labels=adapter.needs_labels),
+            "pictures": session.fingerprint(self._split(split), labels=adapter.needs_labels),
+            **self._part_record(split),
             "inputs": [self._inputs.size, self._inputs.interpolation, self._inputs.dtype, adapter.pad_to],
             "runtime": [
                 session.runtime.device.partition(":")[0],
@@ -301,6 +352,12 @@ class MethodWork:
             },
         }
 
+    def _part_record(self, split: str) -> dict[str, str]:
+        """What tells a part of the train split from all of it."""
+        if self._part is None:
+            return {}
+        return {"part": hashlib.sha256("\n".join(self._names(split)).encode()).hexdigest()}
+
     def check(self, choice: ProtocolChoice) -> None:
         """MismatchError when the protocol cannot score this map, or needs a foreground that nobody gives."""
         owner = choice.card.name
@@ -311,8 +368,12 @@ class MethodWork:
                     f"{owner} scores maps of kind {' or '.join(choice.card.kinds)}, but {name!r} of "
                     f"{self._job.name} is a {kind}: choose another map with --set {owner}.tap=NAME"
                 )
-        if len(self.taps) > 1 and not choice.card.probes:
+        if len(self.taps) > 1 and not choice.card.layers:
             raise SettingError(f"{owner} reads one map, not {self.tap}: name one with --set {owner}.tap=NAME")
+        kinds = {name: self._built.adapter.taps[name].kind for name in self.taps}
+        if len(set(kinds.values())) > 1:
+            shown = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+            raise SettingError(f"{owner}.tap={self.tap} compares maps of one kind, and these are {shown}: name fewer")
         plan = self._session.plan
         if choice.settings.reads_of_train == "labels" and plan.split == plan.dataset.train_split:
             raise MismatchError(

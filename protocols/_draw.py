@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["drawn", "rare_first"]
+from bench.errors import InputError
+
+__all__ = ["drawn", "held_out", "rare_first"]
+
+HELD_OUT = 10
+"""One picture in so many is held out where there is something to choose."""
 
 
 def drawn(names: Sequence[str], number: int, seed: int | str) -> list[int]:
@@ -17,6 +22,13 @@ def drawn(names: Sequence[str], number: int, seed: int | str) -> list[int]:
     A smaller number of the same seed gives a part of what a larger one gives.
     """
     return sorted(_order(names, seed)[:number])
+
+
+def held_out(names: Sequence[str]) -> list[int]:
+    """Indices of the tenth of a split that settings are chosen on; InputError where there are not two pictures."""
+    if len(names) < 2:
+        raise InputError("there is one picture to train on: none can be held out to choose between settings")
+    return drawn(names, max(1, round(len(names) / HELD_OUT)), "held out")
 
 
 def rare_first(names: Sequence[str], counts: NDArray[np.int64], number: int, seed: int | str) -> list[int]:

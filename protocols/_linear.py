@@ -51,16 +51,15 @@ class LinearSettings(InputSettings):
     zoom: tuple[float, ...] = setting((0.75, 1.25), "least and largest factor, about the centre", minimum=0.01)
     area: tuple[float, ...] = setting((1.0, 1.0), "share of the picture in a random crop, then stretched", minimum=0.01)
     border: Literal["void", "background"] = setting("void", "label of the black border that a turned picture has")
+    choose_on: Literal["train", "scored"] = setting(
+        "train",
+        "what chooses between several: a tenth of the train split, held out, or, as in papers, the scored split",
+    )
     val_every: int = setting(1, "epochs between scores of the best-on-val record; 0: none is kept", minimum=0)
 
     @property
     def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:
         return "labels"
-
-    @property
-    def searches(self) -> bool:
-        """More than one learning rate or weight decay; maps are counted when the method is built."""
-        return len(self.lr) * len(self.weight_decay) > 1
 
 
 _OPTIMIZER = {
@@ -110,6 +109,17 @@ PRESETS = (
         version=1,
         summary="as `paper`, each picture at its own size",
         choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_PAPER},
+    ),
+    Preset(
+        name="paper-search",
+        version=1,
+        summary="as `paper`, on every layer of features; the one that is best on the scored split counts",
+        choices={
+            "size": Choice("512", Source.CODE, "open in the supplement"),
+            "tap": Choice("search", Source.SEED, "section 2, Colorization: the best of several layers"),
+            "choose_on": Choice("scored", Source.OURS, "not stated; the best results are reported"),
+            **_PAPER,
+        },
     ),
     Preset(
         name="released-code",

@@ -1,7 +1,8 @@
 """The linear probe at work: heads on one or several maps, trained side by side over the same batches.
 
 Every setting that is tried has a head trained on the whole train split. Where there are several, each has a second one
-that never sees a tenth of it: by the mIoU on that tenth one setting is chosen, and its first head is scored.
+that never sees a tenth of it: by the mIoU on that tenth one setting is chosen, and its first head is scored. Where the
+scored split chooses, as in papers, there are no second ones.
 """
 
 from __future__ import annotations
@@ -16,22 +17,20 @@ from numpy.typing import NDArray
 
 from bench.batches import per_epoch
 from bench.contracts import Examples, Lessons, Maps, Outcome, Painting, Scores, Work
-from bench.errors import InputError, SettingError
+from bench.errors import SettingError
 from bench.metrics import Counts, score
 from bench.records import IGNORE
 from bench.settings import parse_size
 from bench.warp import Warp
 
-from ._draw import drawn
+from ._draw import held_out
 from ._heads import Head, Heads, taps_of
+from ._layers import choice_note
 from ._linear import LinearSettings, drop_epoch
 from ._samples import FromMaps, FromPictures, Group, together
 from ._scores import as_they_are
 
 __all__ = ["predict", "run"]
-
-HELD_OUT = 10
-"""One picture in so many is held out where there is something to choose."""
 
 _DROPPED = 0.1
 """What the learning rate is multiplied by once it drops."""
@@ -48,9 +47,7 @@ def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
         return _score_stored(work, settings, work.stored(settings.head.removeprefix("row:")))
     heads = _heads(work, settings)
     train = work.examples("train")
-    held = drawn(train.names, max(1, round(len(train.names) / HELD_OUT)), "held out") if heads[0].judged else []
-    if heads[0].judged and len(train.names) < 2:
-        raise InputError("there is one picture to train on: none can be held out to choose between settings")
+    held = held_out(train.names) if heads[0].judged else []
     unseen = _unseen(work)  # opens every label map, before any forward pass
     data = _samples(work, settings, train, seed)
     probe = Heads(work, settings, heads, seed)
@@ -115,12 +112,12 @@ def predict(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[A
 
 
 def _heads(work: Work, settings: LinearSettings) -> list[Head]:
-    """The heads that are judged, where there is something to choose, then those that may be scored."""
+    """The heads that are judged, where pictures are held out to choose by, then those that may be scored."""
     tried = [
         Head(which=which, tap=tap, lr=lr, weight_decay=decay)
         for (which, tap), lr, decay in itertools.product(enumerate(work.taps), settings.lr, settings.weight_decay)
     ]
-    if len(tried) == 1:
+    if len(tried) == 1 or settings.choose_on == "scored":
         return tried
     judged = [
         Head(which=head.which, tap=head.tap, lr=head.lr, weight_decay=head.weight_decay, judged=True) for head in tried
@@ -212,7 +209,7 @@ def _outcome(
     notes: list[str] = []
     facts: dict[str, Any] = {}
     chosen = min(scored)
-    if held:
+    if len(scored) > 1:
         chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
     notes += [*_failures(probe), *unseen]
     for note in notes:
@@ -242,16 +239,17 @@ def _choose(
     counts: Mapping[int, Counts],
     held: Sequence[int],
 ) -> tuple[int, dict[str, Any], list[str]]:
-    """The head to be scored, by the mIoU over the classes present in the held-out tenth of the train split."""
-    judged = probe.in_order([number for number, head in enumerate(probe.heads) if head.judged])
-    maps = work.maps("train", only=held)
-    found = work.count_scores(maps, probe.scores(maps, judged), at=settings.decide)
+    """The head to be scored, by the mIoU over the classes present in what is chosen on.
+
+    held: the pictures of the train split that are held out; empty: the scored split chooses.
+    """
+    found = _held_out_counts(work, settings, probe, held) if held else counts
     dead = probe.failed_at.tolist()
     values = {
-        number: -1.0 if dead[number] >= 0 else _judge(of_head)["miou_present"]
-        for number, of_head in zip(judged, found, strict=True)
+        number: -1.0 if dead[number] >= 0 else _judge(of_head)["miou_present"] for number, of_head in found.items()
     }
     best = max(sorted(values), key=values.__getitem__)
+    twins = len(values) if held else 0
     varied = [
         name
         for name, several in (("tap", work.taps), ("lr", settings.lr), ("weight_decay", settings.weight_decay))
@@ -259,20 +257,20 @@ def _choose(
     ]
     tried = {}
     for number, value in sorted(values.items()):
-        twin = number + len(judged)
         tried[probe.heads[number].text(varied)] = {
-            "held_out_miou": max(value, 0.0),
-            "miou": _judge(counts[twin])["miou"],
-            "best_on_val_miou": max(record.best[twin][0], 0.0),
+            **({"held_out_miou": max(value, 0.0)} if held else {}),
+            "miou": _judge(counts[number + twins])["miou"],
+            "best_on_val_miou": max(record.best[number + twins][0], 0.0),
         }
-    shown = "; ".join(
-        f"{name}: {100 * figures['held_out_miou']:.1f}, {100 * figures['miou']:.1f}" for name, figures in tried.items()
-    )
-    note = (
-        f"chosen by a tenth of the train split ({len(held)} pictures): {probe.heads[best].text(varied)}; tried (mIoU "
-        f"held out, on the scored split): {shown}"
-    )
-    return best + len(judged), {"tried": tried}, [note]
+    return best + twins, {"tried": tried}, [choice_note(probe.heads[best].text(varied), tried, len(held))]
+
+
+def _held_out_counts(work: Work, settings: LinearSettings, probe: Heads, held: Sequence[int]) -> dict[int, Counts]:
+    """Counts of the held-out pictures by every head that never saw them, by the number of the head."""
+    judged = probe.in_order([number for number, head in enumerate(probe.heads) if head.judged])
+    maps = work.maps("train", only=held)
+    found = work.count_scores(maps, probe.scores(maps, judged), at=settings.decide)
+    return dict(zip(judged, found, strict=True))
 
 
 def _failures(probe: Heads) -> list[str]:

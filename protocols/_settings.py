@@ -59,9 +59,14 @@ class ClusterSettings(ObjectSettings):
     fit: Literal["eval", "train"] = setting(
         "eval", "the split whose vectors are clustered; the scored one takes the nearest"
     )
+    choose_on: Literal["train", "scored"] = setting(
+        "train", "what chooses between several maps: a tenth of the train split, or, as in papers, the scored split"
+    )
 
     @property
     def reads_of_train(self) -> Literal["nothing", "pictures", "labels"]:
+        if self.compares and self.choose_on == "train":
+            return "labels"
         return "pictures" if self.fit == "train" else "nothing"
 
 
@@ -91,6 +96,17 @@ PRESETS = (
         version=2,
         summary="512×512; objects of the method's foreground, L2-normalised, else all pixels, PCA 32, whitened",
         choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
+    ),
+    Preset(
+        name="paper-search",
+        version=1,
+        summary="as `paper`, on every layer of features; the one that is best on the scored split counts",
+        choices={
+            "size": Choice("512", Source.CODE, "the released evaluation config"),
+            "tap": Choice("search", Source.SEED, "section 2, Colorization: the best of several layers"),
+            "choose_on": Choice("scored", Source.OURS, "not stated; the best results are reported"),
+            **_SHARED,
+        },
     ),
     Preset(
         name="native",
@@ -184,6 +200,11 @@ def countable(settings: ClusterSettings, scope: Scope, fewest: int) -> Countable
 
     Raises SettingError for settings that contradict each other or the method, and for a K that the background takes up.
     """
+    if "choose_on" in scope.explicit and not settings.compares:
+        raise SettingError(
+            "choose_on says what chooses between several maps, and there is one: name several, e.g. --set tap=search, "
+            "or drop it"
+        )
     if scope.foreground is None:
         return Countable(None, None, "vectors")
     settled = settle(settings, scope.foreground)

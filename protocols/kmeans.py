@@ -20,13 +20,14 @@ __all__ = ["CARD", "expand"]
 CARD = ProtocolCard(
     name="kmeans",
     summary="K-means with K = number of classes, one-to-one matching",
-    run="bench.protocols._clustering:run",
+    run="bench.protocols._layers:one_to_one",
     settings=ClusterSettings,
     presets=PRESETS,
     kinds=("cluster_prob", "feature"),
     headline="one_to_one_iou",
+    layers=True,
     expand="bench.protocols.kmeans:expand",
-    predict="bench.protocols._clustering:predict",
+    predict="bench.protocols._layers:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
 )
 

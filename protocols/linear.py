@@ -27,6 +27,7 @@ CARD = ProtocolCard(
     presets=PRESETS,
     kinds=("feature", "class_logit"),
     probes=True,
+    layers=True,
     seeds=1,
     headline="as_predicted",
     expand="bench.protocols.linear:expand",
@@ -53,6 +54,11 @@ def expand(settings: LinearSettings, scope: Scope) -> list[Variant]:
     for name in ("lr", "weight_decay"):
         if not getattr(settings, name):
             raise SettingError(f"linear.{name} is empty: give a number, or several to choose from, e.g. 0.01,0.1")
+    if "choose_on" in scope.explicit and not (settings.compares or len(settings.lr) * len(settings.weight_decay) > 1):
+        raise SettingError(
+            "linear.choose_on says what chooses between several maps, lr or weight_decay, and there is one of each: "
+            "name several, e.g. --set linear.tap=search, or drop it"
+        )
     if settings.features == "cached" and (unread := sorted(scope.explicit & set(_AUGMENTATION))):
         raise SettingError(
             f"features=cached does not augment pictures and does not read {', '.join(unread)}: drop it, or take "

@@ -34,12 +34,13 @@ class OverclusteringSettings(ClusterSettings):
 CARD = ProtocolCard(
     name="overclustering",
     summary="K-means with many K from one feature pass, many-to-one matching",
-    run="bench.protocols._clustering:run",
+    run="bench.protocols._layers:many_to_one",
     settings=OverclusteringSettings,
     presets=PRESETS,
     headline="many_to_one_iou",
+    layers=True,
     expand="bench.protocols.overclustering:expand",
-    predict="bench.protocols._clustering:predict",
+    predict="bench.protocols._layers:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 4",
 )
 
