@@ -155,7 +155,8 @@ def render(table: Table, form: str) -> str:
     """A table as text of one of `FORMATS`.
 
     csv: one line per run, matching rule and metric, every figure in [0, 1] at full precision, for machines; a
-        published figure has its source in the last column and no key.
+        published figure has its source in the last column and no key, the figure of a setting that was tried beside
+        others (a layer, a learning rate) has its name under `tried`.
     latex: a `table` that needs only the package booktabs. markdown: a pipe table. html: a page of its own.
     Raises SettingError for another format.
     """
@@ -247,6 +248,7 @@ _CSV_FIELDS = (
     "fingerprint",
     "dtype",
     "precision",
+    "tried",
     "rule",
     "metric",
     "headline",
@@ -291,7 +293,7 @@ def _csv_run(row: Row) -> dict[str, Any]:
 
 
 def _csv_figures(row: Row) -> list[dict[str, Any]]:
-    """Every rule's every metric, then the figures that need no matching (ARI, NMI)."""
+    """Every rule's every metric, the figures that need no matching (ARI, NMI), and those of every setting tried."""
     lines: list[dict[str, Any]] = []
     for rule, scores in (row.mean.get("scores") or {}).items():
         for metric in (name for name, value in scores.items() if not isinstance(value, list | dict)):
@@ -313,6 +315,8 @@ def _csv_figures(row: Row) -> list[dict[str, Any]]:
         for name in ("ari", "nmi", "best_on_val_miou", "best_on_val_epoch")
         if name in row.mean
     ]
+    for tried, figures in (row.mean.get("tried") or {}).items():
+        lines += [{"tried": tried, "metric": name, "headline": 0, "mean": value} for name, value in figures.items()]
     return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,17 @@ def test_one_layer_is_chosen_and_scored_as_if_it_were_alone(bench, method, data)
     assert f"a tenth of the train split (2 pictures): {chosen}" in note
     assert all(f"{name}: {100 * figures['held_out_miou']:.1f}, {100 * figures['miou']:.1f}" in note
                for name, figures in tried.items())  # fmt: skip
+
+
+def test_every_layer_has_its_line_in_a_table_for_machines(bench, method, data):
+    words = ("--method", method, "--protocol", "kmeans", "--dataset", data, "--seeds", 2, "--set", "kmeans.tap=search")
+    (row,) = rows(bench, *words)
+    status, out, err = bench("table", "--format", "csv")
+    assert status == 0, err
+    lines = [line for line in csv.DictReader(io.StringIO(out)) if line["tried"]]
+    shown = {(line["tried"], line["metric"]): float(line["mean"]) for line in lines}
+    tried = row["per_seed"][0]["tried"]
+    assert shown == {(tap, name): value for tap, figures in tried.items() for name, value in figures.items()}
 
 
 def test_the_figures_are_those_of_the_protocol_on_the_held_out_pictures(bench, method, data, tmp_path):
