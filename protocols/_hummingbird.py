@@ -70,12 +70,16 @@ _SHARED = {
 PRESETS = (
     Preset(
         name="paper",
-        version=1,
-        summary="512×512, up to 10,240,000 vectors of plain pictures (the originals: of 2 epochs of augmented ones)",
+        version=2,
+        summary="512×512, a memory of 2 GB (published: memory=10240000, of augmented pictures)",
         choices={
             "size": Choice("512", Source.CODE, f"{_CODE}; there scores too are taken at 512×512, and matched"),
             "interpolation": Choice("bilinear", Source.CODE, _CODE),
-            "memory": Choice(LARGEST, Source.PAPER, f"as {_CODE} quotes it; crops of 0.5 to 2 and jitter are left out"),
+            "memory": Choice(
+                0,
+                Source.OURS,
+                f"{LARGEST:,} in {_CODE}, 85 GB at width 2048; its crops and jitter are left out",
+            ),
             **_SHARED,
         },
     ),

@@ -149,7 +149,8 @@ def test_without_a_number_the_memory_is_what_fits_into_two_gigabytes():
         size = np.empty((2, channels), np.float32).nbytes // 2 + np.empty((2, classes), np.float32).nbytes // 2
         assert bytes_a_vector(channels, classes) == size
         assert 2e9 - size < vectors * size <= 2e9
-    assert places(settings(), 3, 2) == places(settings("paper"), 2048, 21) == 10_240_000
+    assert places(settings(), 3, 2) == places(settings("paper", memory=10_240_000), 2048, 21) == 10_240_000
+    assert places(settings("paper"), 2048, 21) == 2_000_000_000 // (4 * (2048 + 21))
     assert places(settings(memory=5), 3, 2) == 5
 
 
