@@ -111,6 +111,7 @@ def check_adapter(
                 f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
             )
     _check_differentiable(adapter, inputs, labels)
+    _check_decoder(adapter)
 
 
 def check_estimator(estimator: Estimator, *, tolerance: int = 1) -> None:
@@ -132,6 +133,18 @@ def check_estimator(estimator: Estimator, *, tolerance: int = 1) -> None:
         (alone,) = estimator.saliency([estimator.prepare(picture)])
         apart = int(np.abs(alone.astype(int) - saliency).max())
         assert apart <= tolerance, f"the map of a picture changes by {apart} of 255 with its batch"
+
+
+def _check_decoder(adapter: Any) -> None:
+    """What fine-tuning reads of an adapter that has it: see `bench.contracts.Adapter`."""
+    for what in ("body_tap", "decoder_tap"):
+        name = getattr(adapter, what, "")
+        assert not name or name in adapter.taps, f"{what} {name!r} is none of {list(adapter.taps)}"
+    if getattr(adapter, "decoder_tap", ""):
+        assert hasattr(adapter, "decoder_parameters"), "an adapter with a decoder_tap needs decoder_parameters()"
+        own, named = set(adapter.parameters()), set(adapter.decoder_parameters())
+        assert named, "decoder_parameters() gives none"
+        assert named < own, "decoder_parameters() must be some of the network's parameters, and not all"
 
 
 def _check_differentiable(adapter: Any, inputs: Any, labels: Any) -> None:

@@ -142,6 +142,23 @@ def test_maps_without_gradients_are_found_out():
         check_adapter(Backbone(Detached(), stride=1, channels=4))
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"body_tap": "layer9"}, "body_tap 'layer9' is none of"),
+        ({"decoder_tap": "last"}, "needs decoder_parameters"),
+        ({"decoder_tap": "last", "decoder_parameters": tuple}, "gives none"),
+        ({"decoder_tap": "last", "decoder_parameters": lambda: [torch.nn.Parameter(torch.ones(1))]}, "must be some"),
+    ],
+)
+def test_a_decoder_that_is_not_the_adapters_is_refused(given, wanted):
+    adapter = Backbone(torch.nn.Conv2d(3, 4, 1), stride=1, channels=4)
+    for name, value in given.items():
+        setattr(adapter, name, value)
+    with pytest.raises(AssertionError, match=wanted):
+        check_adapter(adapter)
+
+
 def test_a_protocol_that_loses_pixels_is_found_out(monkeypatch):
     import dataclasses
 
