@@ -62,6 +62,7 @@ CARD = MethodCard(
     options=IICOptions,
     taps=("trunk", "head_B", "head_A"),
     default_tap="head_B",
+    feature_tap="trunk",
     notes=(
         "K-means matches the clusters of head B as they are, whatever their number; other protocols read the trunk "
         "(512-d, half resolution, 4 pixels short on every side). head_A is the over-clustering head; the networks of "

@@ -317,7 +317,7 @@ def require_faiss(what: str, instead: str = "") -> None:
         )
 
 
-def default_engine(device: str = "cpu") -> str:
+def default_engine(device: str = "cpu") -> Literal["faiss", "torch"]:
     """The fastest engine at hand: faiss where it is installed and can use the device, else torch."""
     if faiss_available() and (not device.startswith("cuda") or _faiss_has_gpu()):
         return "faiss"

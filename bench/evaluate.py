@@ -119,7 +119,7 @@ def inputs_of(job: Job, choice: ProtocolChoice, built: Built) -> InputSettings:
 
 def _tap(job: Job, choice: ProtocolChoice, built: Built | None) -> str:
     """The map that a protocol reads; what the card says of it where the method is not built."""
-    named: str = choice.settings.tap or (choice.card.probes and job.card.probe_tap) or ""
+    named: str = choice.settings.tap or job.card.tap_for(choice.card)
     return named or (tap_for(built.adapter, choice.card) if built else job.card.default_tap)
 
 

@@ -128,7 +128,8 @@ class MethodCard:
     argument: what follows a colon in the method's name, for families such as `timm:NAME`.
     taps: the maps it can give, as far as known without building it; `default_tap` is what protocols read where it is of
         a kind they score, else the first of the kind they score best. probe_tap: what those read that learn a
-        classifier of the map, where that is another one.
+        classifier of the map, where that is another one. feature_tap: what those read that score features alone, where
+        `default_tap` is of the network's own clusters.
     file, file_sha256: for a method that lives in a user's file (`--method file.py:factory`), that file.
     """
 
@@ -145,9 +146,16 @@ class MethodCard:
     taps: tuple[str, ...] = ()
     default_tap: str = ""
     probe_tap: str = ""
+    feature_tap: str = ""
     notes: str = ""
     file: Path | None = None
     file_sha256: str = ""
+
+    def tap_for(self, protocol: ProtocolCard) -> str:
+        """The map that a protocol reads where that is not the default one, else ""."""
+        if protocol.probes and self.probe_tap:
+            return self.probe_tap
+        return "" if "cluster_prob" in protocol.kinds else self.feature_tap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -238,10 +238,11 @@ def _with_usual_tap(row: Row, cards: CardLookup) -> Mapping[str, Any]:
     So a method whose probe reads another map than its clustering has one line.
     """
     method, protocol = cards("methods", family(row)), cards("protocols", str(row.run.get("protocol")))
-    if method is None or protocol is None or not (protocol.probes and method.probe_tap):
+    usual = method.tap_for(protocol) if method and protocol else ""
+    if not usual:
         return row.run
     tap = row.run.get("tap")
-    return {**row.run, "tap": method.default_tap if tap == method.probe_tap else f"{tap} for {row.run['protocol']}"}
+    return {**row.run, "tap": method.default_tap if tap == usual else f"{tap} for {row.run['protocol']}"}
 
 
 def method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:

@@ -13,7 +13,7 @@ from bench.contracts import Scope, Variant
 from bench.errors import SettingError
 from bench.records import ProtocolCard
 
-from ._settings import PRESETS, ClusterSettings, countable, engine_for
+from ._settings import PRESETS, ClusterSettings, Engine, countable, engine_for
 
 __all__ = ["CARD", "expand"]
 
@@ -39,7 +39,7 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
     network's own clusters has their K, whatever the number of classes, and is matched as it is.
     """
     if scope.own_clusters is not None:
-        return [_own_clusters(settings, scope.own_clusters)]
+        return [_own_clusters(settings, scope.own_clusters, scope.device)]
     wanted = settings.clusters or scope.classes
     notes: tuple[str, ...] = ()
     clusters = wanted
@@ -58,8 +58,10 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
     return [Variant(settings=final, notes=notes)]
 
 
-def _own_clusters(settings: ClusterSettings, clusters: int) -> Variant:
+def _own_clusters(settings: ClusterSettings, clusters: int, device: str) -> Variant:
     """The row of a map of the network's own clusters; SettingError for a K or a foreground that would change them."""
+    from bench.cluster import default_engine
+
     asked = [f"clusters={settings.clusters}"] if settings.clusters not in (0, clusters) else []
     asked += [f"foreground={settings.foreground}"] if settings.foreground not in ("auto", "none") else []
     asked += ["unit=object"] if settings.unit == "object" else []
@@ -70,4 +72,7 @@ def _own_clusters(settings: ClusterSettings, clusters: int) -> Variant:
             "or cluster a map of features, --set kmeans.tap=NAME"
         )
     note = f"the network's own {clusters} clusters, the likeliest of each pixel: matched only, without K-means"
-    return Variant(settings=dataclasses.replace(settings, clusters=clusters), notes=(note,), seeded=False)
+    # no engine is read, but that of the other methods' rows puts the figures into one column
+    engine: Engine = default_engine(device) if settings.engine == "auto" else settings.engine
+    settings = dataclasses.replace(settings, clusters=clusters, engine=engine)
+    return Variant(settings=settings, notes=(note,), seeded=False)

@@ -78,6 +78,18 @@ def test_each_protocol_reads_a_map_of_its_kind(bench, voc):
     assert trunk["seeds"] == [0, 1]
 
 
+def test_the_methods_figures_stand_in_one_line_beside_those_of_others(bench, voc):
+    words = ("--protocol", "kmeans", "--protocol", "overclustering", "--clusters", 6, "--protocol", "linear:cached")
+    status, out, err = bench("eval", *RANDOM, "--method", "colour", *words, "--dataset", voc, "--seeds", 1,
+                             "--set", "linear.epochs=1")  # fmt: skip
+    assert status == 0, err
+    assert len([line for line in out.split("\n\n")[0].splitlines() if line.startswith("iic")]) == 1
+    assert "–" not in out.split("\n\n")[0]
+    evaluated(bench, *RANDOM, *words[:1], "kmeans", "--dataset", voc, "--set", "kmeans.tap=trunk")
+    status, out, err = bench("table")
+    assert [line for line in out.splitlines() if "iic@random trunk width=4" in line], out
+
+
 def test_k_is_the_networks_and_the_counts_are_those_of_its_output(bench, voc, tmp_path):
     torch.manual_seed(0)
     network = IICNetwork({"head_A": 10, "head_B": 5}, width=4).eval()
