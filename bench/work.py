@@ -236,6 +236,8 @@ class MethodWork:
 
     def part(self, pictures: Sequence[int]) -> MethodWork:
         """The same work on the train split: some of its pictures stand for the scored ones, the rest for the split."""
+        if self._whole is not None:
+            return self._whole.part(pictures).alone(self._whole.taps.index(self.tap))
         key = frozenset(pictures)
         if key not in self._narrower:
             self._twin(key)._part = key
