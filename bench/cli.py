@@ -175,7 +175,7 @@ def _whole_numbers(text: str | None) -> tuple[int, ...]:
 def train(
     producer: Annotated[str, typer.Argument(help="what to train, see `bench list producers`")],
     dataset: Annotated[str | None, typer.Option(help="registered name or folder [default: `bench data use`]")] = None,
-    masks: Annotated[str | None, typer.Option(help="mask set [default: clean, or the only one]")] = None,
+    masks: Annotated[str | None, typer.Option(help="mask set, or ./FOLDER [default: clean, or the only one]")] = None,
     preset: Annotated[str | None, typer.Option(help="named choices [default: the data set's, else small]")] = None,
     init: Annotated[str | None, typer.Option(help="weights of the body: METHOD[@CHECKPOINT] or random")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable")] = None,

@@ -126,6 +126,10 @@ class Dataset(Protocol):
         """Names of the sets of saliency masks."""
         ...
 
+    def has_mask_set(self, mask_set: str) -> bool:
+        """True for the name of a set, and for the path of a folder of masks: what holds a separator is a path."""
+        ...
+
     def has_mask(self, name: str, mask_set: str) -> bool:
         """True when the set has a mask of the picture."""
         ...

@@ -31,10 +31,11 @@ def check_masks(dataset: Dataset, names: tuple[str, ...], foreground: str) -> No
     if not wanted:
         return
     there = dataset.mask_sets()
-    if wanted not in there:
+    if not dataset.has_mask_set(wanted):
         raise SettingError(
             f"{dataset.name} has no mask set {wanted!r}.{near(wanted, there)} Sets of {dataset.root}: "
-            f"{', '.join(there) or 'none'}; masks lie in saliency_{wanted}/, one PNG per picture"
+            f"{', '.join(there) or 'none'}; masks lie in saliency_{wanted}/, one PNG per picture, or in a folder that "
+            f"its path names (masks:./{wanted})"
         )
     missing = [name for name in names if not dataset.has_mask(name, wanted)]
     if missing:

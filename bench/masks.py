@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -164,9 +165,11 @@ def _conclude(plan: _Plan) -> None:
             without, len(plan.names), plan.cutting.smallest, folder.record_path,
         )  # fmt: skip
     inside = folder.path.resolve().parent == plan.dataset.root.resolve() and folder.path.name.startswith(MASK_PREFIX)
-    if inside and without < len(plan.names):
-        mask_set = folder.path.name.removeprefix(MASK_PREFIX)
-        log.info("learn from them: bench train maskcontrast --dataset %s --masks %s", plan.spec, mask_set)
+    if without < len(plan.names):
+        mask_set = folder.path.name.removeprefix(MASK_PREFIX) if inside else str(folder.path)
+        mask_set = mask_set if inside or os.sep in mask_set else f".{os.sep}{mask_set}"
+        words = ["bench", "train", "maskcontrast", "--dataset", plan.spec, "--masks", mask_set]
+        log.info("learn from them: %s", shlex.join(words))
 
 
 # --- what is asked for ---------------------------------------------------------------------------------------

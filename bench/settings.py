@@ -83,7 +83,8 @@ class ObjectSettings(InputSettings):
     """Where the foreground of a picture comes from, and how the embedding of its object is made."""
 
     foreground: str = setting(
-        "auto", "auto (adapter where the method has a foreground, else none), adapter, masks:NAME or none"
+        "auto",
+        "auto (adapter where the method has a foreground, else none), adapter, masks:NAME, masks:./FOLDER or none",
     )
     threshold: float = setting(0.0, "a pixel is foreground where the raw logit is above this (0: probability one half)")
     pooling: Literal["mean", "logit"] = setting(

@@ -126,8 +126,8 @@ WORDS = {
     "a list that is not there": (
         "--method supervised@random --protocol finetune --set finetune.names=gone.txt", "gone.txt", "check the path"),
     "fine-tuning of nothing": ("--method colour --protocol finetune", "colour has no weights", "another method"),
-    "two maps for K-means": (
-        "--method supervised@random --protocol kmeans --set kmeans.tap=layer3,layer4", "kmeans reads one map"),
+    "two maps for fine-tuning": (
+        "--method supervised@random --protocol finetune --set finetune.tap=layer3,layer4", "finetune reads one map"),
     "no method": ("--protocol kmeans", "--method", "--help"),
     "no protocol": ("--method noise", "--protocol", "--help"),
     "unknown option": ("--method noise --protocol kmeans --seedz 3", "--seedz", "--seed", "--help"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.datasets import FolderDataset
 from bench.estimators import basnet, contrast, u2net
 from bench.networks.u2net import U2Net
 
@@ -290,7 +291,31 @@ def test_a_data_set_that_cannot_be_written_to(bench, pictures, tmp_path, monkeyp
     status, _, err = bench(*CONTRAST, "--dataset", pictures, "--output", tmp_path / "masks")
     assert status == 0, err
     assert len(files_of(tmp_path / "masks")) == 8
-    assert "bench train" not in err  # masks elsewhere are no mask set of the data set
+    assert f"--masks {tmp_path / 'masks'}" in err
+    words = ("--preset", "small", "--steps", 1, "--output", tmp_path / "run", "--workers", 0)
+    status, _, err = bench("train", "maskcontrast", "--dataset", pictures, "--masks", tmp_path / "masks", *words)
+    assert status == 0, err
+
+
+def test_masks_in_any_folder_are_named_by_its_path(bench, pictures, tmp_path, monkeypatch, voc):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = bench(*CONTRAST, "--dataset", pictures, "--output", "masks")
+    assert (status, f"--masks .{os.sep}masks" in err) == (0, True), err
+    dataset = FolderDataset(pictures)
+    name = dataset.names("train")[0]
+    assert dataset.mask_sets() == ()
+    assert dataset.mask(name, "./masks").any()
+    for wrong, line in (("masks", "name a folder by its path: --masks ./masks"), ("./gone", "no folder of masks gone")):
+        told = the_line(bench("train", "maskcontrast", "--dataset", pictures, "--masks", wrong, "--preset", "small"))
+        assert line in told
+    (tmp_path / "true").mkdir()
+    for label in (voc / "SegmentationClass").iterdir():
+        mask = np.isin(np.array(Image.open(label)), (1, 2))
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(tmp_path / "true" / label.name)
+    words = ("eval", "--method", "colour", "--protocol", "kmeans", "--dataset", voc, "--seeds", 1)
+    status, out, err = bench(*words, "--set", "kmeans.foreground=masks:./true")
+    assert status == 0, err
+    assert "the masks ./true" in out
 
 
 def test_an_output_that_is_a_file(bench, pictures, tmp_path):

@@ -177,6 +177,10 @@ class FolderDataset:
         """Names of the sets of saliency masks, sorted: X for each folder saliency_X/ or saliency_X_model/."""
         return tuple(sorted(self._layout.masks))
 
+    def has_mask_set(self, mask_set: str) -> bool:
+        """True for one of `mask_sets`, and for the path of a folder of masks, which holds a separator (`./mine`)."""
+        return mask_set in self._layout.masks or _is_path(mask_set)
+
     def has_mask(self, name: str, mask_set: str) -> bool:
         """True when the set has a file for the picture."""
         return self._find_mask(name, mask_set) is not None
@@ -329,9 +333,17 @@ class FolderDataset:
             )
 
     def _mask_folder(self, mask_set: str) -> Path:
+        if _is_path(mask_set):
+            folder = Path(mask_set).expanduser()
+            if not folder.is_dir():
+                raise DatasetError(f"there is no folder of masks {folder}: name one that holds PICTURE.png files")
+            return folder
         if mask_set not in self._layout.masks:
             there = ", ".join(self.mask_sets()) or "none"
-            fix = f"put masks into {self.root / (MASK_PREFIX + mask_set)}/ or choose one of these"
+            fix = (
+                f"put masks into {self.root / (MASK_PREFIX + mask_set)}/, choose one of these, or name a folder by its "
+                f"path (./{mask_set})"
+            )
             if self._card and mask_set in self._card.masks:
                 fix = f"run `bench data prepare {self._card.name} --masks {mask_set}` to fetch it"
             raise DatasetError(f"{self.root} has no mask set {mask_set!r}, there are: {there}; {fix}")
@@ -347,6 +359,10 @@ class FolderDataset:
         paths = sorted(path for folder in self._layout.labels for path in folder.glob("*.png"))
         with ThreadPoolExecutor(_THREADS) as pool:
             return 1 + max(pool.map(lambda path: _highest(images.read_label(path)), paths), default=-1)
+
+
+def _is_path(mask_set: str) -> bool:
+    return "/" in mask_set or os.sep in mask_set
 
 
 def _find_layout(folder: Path) -> _Layout:

@@ -75,6 +75,10 @@ class PictureFiles:
         """None: pictures given one by one have no masks."""
         return ()
 
+    def has_mask_set(self, mask_set: str) -> bool:
+        """Never."""
+        return False
+
     def has_mask(self, name: str, mask_set: str) -> bool:
         """Never."""
         return False

@@ -104,12 +104,13 @@ class Pictures:
 def _mask_set(dataset: FolderDataset, wanted: str) -> str:
     """The set that is asked for; else `clean` where there is one, else the only one."""
     there = dataset.mask_sets()
-    if wanted in there:
+    if wanted and dataset.has_mask_set(wanted):
         return wanted
     if wanted:
         raise DatasetError(
             f"{dataset.root} has no mask set {wanted!r}, there are: {', '.join(there) or 'none'}; put masks into "
-            f"{dataset.root}/saliency_{wanted}/ or choose another with --masks"
+            f"{dataset.root}/saliency_{wanted}/, choose another with --masks, or name a folder by its path: --masks "
+            f"./{wanted}"
         )
     if "clean" in there or len(there) == 1:
         return "clean" if "clean" in there else there[0]

@@ -23,7 +23,9 @@ __all__ = ["CARD", "MaskContrastSettings", "MaskSettings"]
 class MaskSettings:
     """Which masks are learnt from, and what becomes of those that do not fit."""
 
-    name: str = setting("", "mask set; empty: `clean` where there is one, else the only one (also --masks)")
+    name: str = setting(
+        "", "mask set, or a folder by its path; empty: `clean` where there is one, else the only one (also --masks)"
+    )
     shuffle: bool = setting(False, "give every picture the mask of another one: a control, which should teach little")
     missing: Literal["skip", "error"] = setting("skip", "pictures without a mask")
     size: Literal["resize", "error"] = setting("resize", "masks of another size than their picture")
