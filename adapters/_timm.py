@@ -285,7 +285,7 @@ def _taps(
         for label, given in zip(_labels(body, maps), maps, strict=True)
     ]
     order = {tap.name: place for place, tap in enumerate(taps)}
-    return [*taps, replace(taps[-1], name=LAST)], {**order, LAST: len(taps) - 1}
+    return [*taps, replace(taps[-1], name=LAST, alias_of=taps[-1].name)], {**order, LAST: len(taps) - 1}
 
 
 def _stride(name: str, label: str, given: torch.Tensor, size: tuple[int, int]) -> int:

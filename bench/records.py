@@ -241,6 +241,7 @@ class Tap:
     kind: `class_logit` maps score the data set's classes, one channel each.
     frame: `input`: the coordinates are those of the network's (resized, padded) picture; `label`: those of the label
         map at its own size (only `oracle` needs it).
+    alias_of: the tap of which it is another name; a search for layers looks at that one alone.
     """
 
     name: str
@@ -249,6 +250,7 @@ class Tap:
     offset: float = 0.0
     kind: Literal["feature", "foreground_logit", "cluster_prob", "class_logit"] = "feature"
     frame: Literal["input", "label"] = "input"
+    alias_of: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

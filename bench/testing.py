@@ -110,6 +110,8 @@ def check_adapter(
             assert apart <= tolerance, (
                 f"map {name!r} of a picture changes by {apart:.1e} with its batch (is eval mode honoured?)"
             )
+            if tap.alias_of:
+                assert torch.equal(maps[name], maps[tap.alias_of]), f"map {name!r} is not that of {tap.alias_of!r}"
     _check_differentiable(adapter, inputs, labels)
     _check_decoder(adapter)
 

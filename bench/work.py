@@ -101,8 +101,8 @@ class Session:
 
 
 def feature_taps(network: Adapter) -> tuple[str, ...]:
-    """Names of the maps of features, in the network's order."""
-    return tuple(tap.name for tap in network.taps.values() if tap.kind == "feature")
+    """Names of the maps of features, in the network's order, each map once."""
+    return tuple(tap.name for tap in network.taps.values() if tap.kind == "feature" and not tap.alias_of)
 
 
 @dataclass(frozen=True, slots=True)

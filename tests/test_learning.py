@@ -155,6 +155,7 @@ def test_several_maps_are_searched_in_one_pass(bench, voc):
     assert row["run"]["tap"] == "search"
     assert len(row["per_seed"][0]["tried"]) > 1
     assert all(name.startswith("tap=") for name in row["per_seed"][0]["tried"])
+    assert "tap=last" not in row["per_seed"][0]["tried"]  # another name of stage4
 
 
 def test_a_killed_fine_tuning_ends_with_the_same_bits(bench, voc, tmp_path):
