@@ -183,6 +183,8 @@ class MethodWork:
         self.tap = inputs.tap or built.adapter.default_tap
         self.taps = feature_taps(built.adapter) if self.tap == SEARCH else tuple(self.tap.split(","))
         for name in self.taps:
+            if self.taps.count(name) > 1:
+                raise SettingError(f"tap={self.tap} names {name!r} twice: name each map once")
             if name not in built.adapter.taps:
                 known = ", ".join(built.adapter.taps)
                 raise SettingError(

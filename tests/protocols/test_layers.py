@@ -195,6 +195,7 @@ BAD = {
     "nothing to choose": (("kmeans", "--set", "kmeans.choose_on=scored"), "there is one: name several"),
     "nothing to choose in a probe": (("linear:cached", "--set", "linear.choose_on=scored"), "there is one of each"),
     "unknown layer": (("kmeans", "--set", "kmeans.tap=place,colour2"), "'colour2'. Did you mean 'colour'?"),
+    "a layer twice": (("linear:cached", "--set", "linear.tap=place,place"), "names 'place' twice"),
     "a protocol of one map": (("hummingbird", "--set", "hummingbird.tap=search"), "hummingbird reads one map"),
     "train is scored": (("kmeans", "--set", "kmeans.tap=search", "--split", "train"), "the one to be scored"),
     "no such choice": (("kmeans", "--set", "kmeans.tap=search", "--set", "kmeans.choose_on=val"), "train, scored"),
