@@ -57,7 +57,7 @@ CARD = MethodCard(
             training_data="COCO-Stuff (train2017 and val2017); labels hide what is not stuff, and chose the epoch",
             verified=(
                 "Address: the author's answer in issue 52 of the repository; neither hash nor size is known. Layout: "
-                "its training code. Names in the archive, settings of the runs and contents: not seen"
+                "its training code. Names in the archive, settings of the runs and contents: not seen."
             ),
         ),
     ),

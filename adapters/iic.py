@@ -28,18 +28,19 @@ ARCHIVE = "https://www.robots.ox.ac.uk/~xuji/models/models.tar.gz"
 
 
 def _released(name: str, model: int, heads: dict[str, int], task: str) -> CheckpointCard:
-    filename = f"iic_{model}.pytorch"
     probe = tuple((f"{head}.heads.0.0.weight", (clusters, 512, 1, 1)) for head, clusters in heads.items())
     return CheckpointCard(
         name=name,
-        filename=filename,
-        manual=f"download {ARCHIVE}, unpack it, take best.pytorch of model {model}, name it {filename}",
+        filename=f"iic_{model}.pytorch",
+        url=ARCHIVE,
+        member=f"{model}/best.pytorch",
         layouts=(KeyRule(entry="net", probe=(*probe, ("trunk.features.0.weight", (64, 5, 3, 3)))),),
         licence="not stated for the weights (repository: MIT)",
         training_data=f"COCO-Stuff (train2017 and val2017, {task}); labels hide what is not stuff, and chose the epoch",
         verified=(
             "Address: the repository's examples/trained_models.txt; it publishes neither hash nor size. Model numbers "
-            "and K: its examples/commands.txt. Layout: its training code. Place in the archive and contents: not opened"
+            "and K: its examples/commands.txt. Place in the archive: a folder a model, as an author says (issue 48), "
+            "and the name that the training code gives. Layout: that code. Contents: not opened."
         ),
     )
 

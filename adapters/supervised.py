@@ -32,7 +32,8 @@ CARD = MethodCard(
             licence="BSD-3-Clause (torchvision)",
             training_data="ImageNet-1k with labels",
             verified=(
-                "URL: torchvision's weight enum. The beginning of the SHA-256 is in the name. Contents: not opened."
+                "URL and size (97.8 MiB): torchvision's weight enum. The beginning of the SHA-256 is in the name. "
+                "Contents: not opened."
             ),
         ),
         CheckpointCard(

@@ -299,16 +299,16 @@ def table(
 
 
 @app.command()
-def fetch(method: Annotated[str, typer.Argument(help="METHOD[@CHECKPOINT]")]) -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help="METHOD or ESTIMATOR[@CHECKPOINT], see `bench list checkpoints`")],
+) -> None:
     """Download and verify released weights."""
     from bench import weights
-    from bench.plan import parse_method
+    from bench.plan import parse_owner
 
-    wanted = parse_method(method)
-    checkpoint = weights.resolve(
-        wanted.card, wanted.checkpoint, weights_dir=paths.weights_dir(), fetch=True, argument=wanted.argument
-    )
-    _print(str(checkpoint.path) if checkpoint.path else f"{method} has no file of weights to fetch")
+    card, wanted, argument = parse_owner(name)
+    checkpoint = weights.resolve(card, wanted, weights_dir=paths.weights_dir(), fetch=True, argument=argument)
+    _print(str(checkpoint.path) if checkpoint.path else f"{name} has no file of weights to fetch")
 
 
 @data.command("prepare")

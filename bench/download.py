@@ -358,32 +358,44 @@ def extract(archive: Path, target: Path, *, members: Sequence[str] | None = None
 
 
 def extract_file(archive: Path, member: str, target: Path) -> Path:
-    """Take one file, by its name in the archive, out of a tar or zip archive; `target` is whole or absent.
+    """Take one file out of a tar or zip archive; `target` is whole or absent.
 
-    A `target` that exists is returned as it is. Raises as `extract`, and DownloadError when there is no such file.
+    member: its name in the archive, or the end of its path ("555/best.pth") where one file alone ends so.
+    A `target` that exists is returned as it is. Raises as `extract`, and DownloadError when there is no such file, or
+    when there are several.
     """
     if target.exists():
         return target
-    folder = extract(archive, target.with_name(f".{target.name}.unpacked"), members=_exactly(member))
-    path = folder / PurePosixPath(member)
+    name = glob.escape(member)
+    folder = extract(archive, target.with_name(f".{target.name}.unpacked"), members=(name, f"*/{name}"))
     try:
-        # a link would lead out of the folder that is about to go
-        if path.is_symlink() or not path.is_file():
+        found = _files_called(member, folder)
+        if not found:
             raise DownloadError(
                 f"{archive} holds no file {member!r}: it is another archive than was expected; delete it and download "
                 "it again"
             )
+        if len(found) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in found)
+            raise DownloadError(
+                f"{archive} holds {len(found)} files {member!r} ({names}): take the right one out and put it at "
+                f"{target}"
+            )
         with _storage_errors(target):
-            path.replace(target)
+            found[0].replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
-def _exactly(member: str) -> tuple[str, str]:
-    """Patterns of one name, as tar writes it with and without a leading dot."""
-    name = glob.escape(member)
-    return name, f"./{name}"
+def _files_called(member: str, folder: Path) -> list[Path]:
+    """The file of this name below a folder, else those whose path ends so."""
+    wanted = PurePosixPath(member).parts
+    # a link would lead out of the folder that is about to go
+    files = [path for path in sorted(folder.rglob(glob.escape(wanted[-1]))) if path.is_file() and not path.is_symlink()]
+    ends = [path for path in files if path.relative_to(folder).parts[-len(wanted) :] == wanted]
+    exact = folder.joinpath(*wanted)
+    return [exact] if exact in ends else ends
 
 
 def _unpack(archive: Path, root: Path, patterns: Sequence[str] | None) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from bench import paths, registry
 from bench.contracts import Dataset, Scope, Variant
-from bench.errors import DownloadError, MismatchError, SettingError
-from bench.records import Checkpoint, MethodCard, Preset, ProtocolCard
+from bench.errors import DownloadError, MismatchError, SettingError, UnknownNameError
+from bench.records import Checkpoint, EstimatorCard, MethodCard, Preset, ProtocolCard
 from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset
 
-__all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method"]
+__all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method", "parse_owner"]
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,29 @@ def parse_method(spec: str) -> _Method:
     if argument and not card.argument:
         raise SettingError(f"the method {name!r} takes nothing after a colon, got {spec!r}; checkpoints follow an @")
     return _Method(spec, card, argument, checkpoint or None)
+
+
+def parse_owner(spec: str) -> tuple[MethodCard | EstimatorCard, str | None, str]:
+    """Whose weights are meant: the card, the checkpoint and the argument of a method or of `ESTIMATOR[@CHECKPOINT]`.
+
+    Raises UnknownNameError for a name that is neither, SettingError for one that is both.
+    """
+    name, _, checkpoint = spec.partition("@")
+    methods, estimators = registry.names("methods"), registry.names("estimators")
+    if name in methods and name in estimators:
+        raise SettingError(
+            f"{name!r} is a method and an estimator: `bench eval --method {spec}` and `bench masks --estimator {spec}` "
+            "fetch the weights that they need"
+        )
+    if name in estimators:
+        return registry.card("estimators", name), checkpoint or None, ""
+    if not re.search(r":|\.py$", name) and name not in methods:
+        known = sorted((*methods, *estimators))
+        raise UnknownNameError(
+            f"there is no method or estimator called {name!r}.{registry.near(name, known)} Known: {', '.join(known)}"
+        )
+    method = parse_method(spec)
+    return method.card, method.checkpoint, method.argument
 
 
 def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None = None) -> Plan:

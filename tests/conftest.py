@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 
@@ -40,6 +41,17 @@ def bench(monkeypatch, capsys):
 
     yield run
     logging.getLogger("bench").handlers.clear()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No host answers, and nobody waits for one."""
+
+    def refuse(session: requests.Session, method: str, url: str, **options: object) -> None:
+        raise requests.ConnectionError(f"no route to {url}")
+
+    monkeypatch.setattr("requests.Session.request", refuse)
+    monkeypatch.setattr("bench.download._PAUSE", 0)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 import torch
 import torchvision
 from PIL import Image
 from torch import nn
 
-from bench import paths
+from bench import paths, registry
 from bench.networks.resnet import DilatedResNet
 from bench.work import build
 
@@ -156,7 +155,10 @@ COMMANDS = {
     "data prepare of nothing near": ("data prepare nothing", "'nothing'", "Known: shapes, voc"),
     "data use": ("data use nothing", "'nothing'", "Known: shapes, voc"),
     "data use of a folder": ("data use ./gone", "gone does not exist"),
-    "fetch": ("fetch swaw", "'swaw'", "Did you mean 'swav'"),
+    "fetch": ("fetch swaw", "no method or estimator called 'swaw'", "Did you mean 'swav'"),
+    "fetch of an estimator": ("fetch basnt", "no method or estimator called 'basnt'", "Did you mean 'basnet'"),
+    "fetch of an estimator's checkpoint": ("fetch u2net@u2nett", "no checkpoint 'u2nett'", "'u2netp'"),
+    "fetch of what was not released": ("fetch deepusps", "deepusps has no released weights", "deepusps@FILE"),
     "fetch of a checkpoint": ("fetch moco_v2@900ep", "no checkpoint '900ep'", "'800ep'"),
     "unknown command": ("evaluate", "'evaluate'", "bench --help"),
     "not prepared": ("eval --method noise --protocol kmeans --dataset voc", "bench data prepare voc", "--root DIR"),
@@ -168,6 +170,14 @@ def test_commands(bench, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     words, *needles = COMMANDS[case]
     assert_refused(bench(*words.split()), *needles)
+
+
+def test_a_name_of_a_method_and_of_an_estimator(bench, monkeypatch):
+    names = registry.names
+    monkeypatch.setattr(registry, "names", lambda kind: (*names(kind), "swav"))
+    assert not set(names("methods")) & set(names("estimators"))
+    line = the_line(bench("fetch", "swav@800ep"))
+    assert "'swav' is a method and an estimator: `bench eval --method swav@800ep` and `bench masks" in line
 
 
 def test_doctor_names_what_is_wrong(bench):
@@ -505,17 +515,6 @@ def test_another_file_under_a_released_name(bench, voc, command):
     result = bench(*command.split(), "supervised")
     assert_refused(result, str(target), "is not the released imagenet1k-v1", "expected sha256 0676ba61", "delete it")
     assert target.exists()
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No host answers, and nobody waits for one."""
-
-    def refuse(url: str, **options: object) -> None:
-        raise requests.ConnectionError(f"no route to {url}")
-
-    monkeypatch.setattr("requests.get", refuse)
-    monkeypatch.setattr("bench.download._PAUSE", 0)
 
 
 @pytest.mark.usefixtures("offline")

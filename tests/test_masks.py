@@ -199,7 +199,7 @@ def the_line(result: tuple[int, str, str]) -> str:
 WORDS = {
     "estimator": ("--estimator contrats", "no estimator called 'contrats'", "mean 'contrast'", "bench.estimators"),
     "checkpoint": ("--estimator basnet@publik", "no checkpoint 'publik'", "Did you mean 'public'", "unsupervised"),
-    "no weights": ("--estimator basnet", "basnet@public needs basnet.pth", "drive.google.com", "put it at"),
+    "no weights": ("--estimator basnet", "cannot reach drive.google.com: download https", "by hand and put it at"),
     "no weights anywhere": ("--estimator deepusps", "no released weights", "deepusps@FILE"),
     "no such file": ("--estimator basnet --checkpoint gone.pth", "no file gone.pth"),
     "two checkpoints": ("--estimator basnet@public --checkpoint random", "--checkpoint random is for nothing"),
@@ -217,6 +217,7 @@ WORDS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("case", WORDS)
 def test_words(bench, pictures, case):
     words, *needles = WORDS[case]

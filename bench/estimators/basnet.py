@@ -36,25 +36,20 @@ CARD = EstimatorCard(
         CheckpointCard(
             name="public",
             filename="basnet.pth",
-            manual=(
-                "download https://drive.google.com/file/d/1s52ek_4YTDRt_EOkx1FS53u-vJa0c4nu/view in a browser, name it "
-                "basnet.pth"
-            ),
+            url="https://drive.google.com/file/d/1s52ek_4YTDRt_EOkx1FS53u-vJa0c4nu/view",
             layouts=LAYOUTS,
             licence="MIT",
             training_data="DUTS-TR with masks of salient objects; ResNet-34 pre-trained on ImageNet-1k with labels",
             verified=(
-                "Address and layout: the repository's README and test script; no hash is published. Training data: as "
-                "the paper is remembered. Contents: not opened."
+                "Address and layout: the repository's README and test script; neither hash nor size is published "
+                "(about 348 MB by the number of parameters). Training data: as the paper is remembered. Contents: not "
+                "opened."
             ),
         ),
         CheckpointCard(
             name="unsupervised",
             filename="basnet_unsupervised.pth",
-            manual=(
-                "download https://drive.google.com/file/d/14qsoXU-NE63jKzuGPTJd8DRDnpnP4w6j/view in a browser, name it "
-                "basnet_unsupervised.pth"
-            ),
+            url="https://drive.google.com/file/d/14qsoXU-NE63jKzuGPTJd8DRDnpnP4w6j/view",
             layouts=LAYOUTS,
             licence="CC BY-NC 4.0",
             training_data="MSRA-B with masks that DeepUSPS made (whose body learnt from labels of Cityscapes)",

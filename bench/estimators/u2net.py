@@ -40,10 +40,14 @@ def _layouts(arch: Arch) -> tuple[KeyRule, ...]:
 
 _LICENCE = "Apache-2.0"
 _DATA = "DUTS-TR with masks of salient objects"
-_VERIFIED = (
-    "Address, size and layout: the repository's README and code; no hash is published. Training data: as the paper is "
-    "remembered. Contents: not opened."
-)
+
+
+def _verified(size: str) -> str:
+    return (
+        f"Address, size ({size}) and layout: the repository's README and code; no hash is published. Training data: as "
+        "the paper is remembered. Contents: not opened."
+    )
+
 
 CARD = EstimatorCard(
     name="u2net",
@@ -54,26 +58,20 @@ CARD = EstimatorCard(
         CheckpointCard(
             name="u2net",
             filename="u2net.pth",
-            manual=(
-                "download https://drive.google.com/file/d/1ao1ovG1Qtx4b7EoskHXmi2E9rp5CHLcZ/view (176.3 MB) in a "
-                "browser, name it u2net.pth"
-            ),
+            url="https://drive.google.com/file/d/1ao1ovG1Qtx4b7EoskHXmi2E9rp5CHLcZ/view",
             layouts=_layouts("u2net"),
             licence=_LICENCE,
             training_data=_DATA,
-            verified=_VERIFIED,
+            verified=_verified("176.3 MB"),
         ),
         CheckpointCard(
             name="u2netp",
             filename="u2netp.pth",
-            manual=(
-                "download https://drive.google.com/file/d/1rbSTGKAE-MTxBYHd-51l2hMOQPT_7EPy/view (4.7 MB) in a "
-                "browser, name it u2netp.pth"
-            ),
+            url="https://drive.google.com/file/d/1rbSTGKAE-MTxBYHd-51l2hMOQPT_7EPy/view",
             layouts=_layouts("u2netp"),
             licence=_LICENCE,
             training_data=_DATA,
-            verified=_VERIFIED,
+            verified=_verified("4.7 MB"),
         ),
     ),
     options=U2NetOptions,

@@ -130,8 +130,9 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_says_where_to_get_it(tmp_path):
-    with pytest.raises(DownloadError, match=r"models\.tar\.gz, unpack it, take best\.pytorch of model 512.* put it at"):
-        build(iic, None, tmp_path)
+    by_hand = r"models\.tar\.gz and put it at .*, or take 512/best\.pytorch out of it and put that at .*iic_512"
+    with pytest.raises(DownloadError, match=by_hand):
+        resolve(iic.CARD, None, weights_dir=tmp_path, fetch=False)
     with pytest.raises(DownloadError, match=r"doersch_isola_models\.tar\.gz, unpack it.* put it at"):
         build(cooccurrence, None, tmp_path)
 
@@ -201,7 +202,7 @@ def test_run_folders_name_their_architecture(tmp_path):
 
 def test_the_cards_say_what_is_uncertain():
     for one in (*iic.CARD.checkpoints, *cooccurrence.CARD.checkpoints):
-        assert one.filename in one.manual
         assert "not opened" in one.verified or "not seen" in one.verified
+    assert {one.member for one in iic.CARD.checkpoints} == {f"{model}/best.pytorch" for model in (496, 512, 521, 555)}
     assert "stand-in" in cooccurrence.CARD.notes
     assert "Not known are the network, the patch size" in cooccurrence.CARD.notes

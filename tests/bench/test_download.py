@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -16,7 +17,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench import download
+from bench.adapters import iic
 from bench.errors import DownloadError, StorageError
+from bench.estimators import u2net
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -374,6 +377,71 @@ def test_bench_fetch(drive, tmp_path, bench, page, message):
     assert left(place.parent) == [place.name]
 
 
+@pytest.mark.parametrize("page", [QUOTA, SIGN_IN, OTHER], ids=["quota", "sign in", "other"])
+def test_bench_fetch_of_an_estimator(drive, tmp_path, bench, page):
+    place = tmp_path / "data" / "weights" / "basnet_unsupervised.pth"
+    drive.pages["/uc"] = (200, page)
+    status, out, err = bench("fetch", "basnet@unsupervised")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.endswith(f"14qsoXU-NE63jKzuGPTJd8DRDnpnP4w6j/view by hand and put it at {place}\n")
+    drive.pages["/uc"] = (200, confirm(drive.url))
+    assert bench("fetch", "basnet@unsupervised")[:2] == (0, f"{place}\n")
+    assert bench("fetch", "u2net")[:2] == (0, f"{place.with_name('u2net.pth')}\n")
+    assert left(place.parent) == ["basnet_unsupervised.pth", "u2net.pth"]
+
+
+def test_bench_fetch_goes_on_where_it_broke_off(drive, tmp_path, bench):
+    place = tmp_path / "data" / "weights" / "u2netp.pth"
+    drive.pages["/uc"] = (200, confirm(drive.url))
+    drive.breaks = [300_000, 100_000, 0]
+    status, out, err = bench("fetch", "u2net@u2netp")
+    assert (status, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert "broke off 3 times" in line
+    assert f"run the command again to continue, or download {u2net.CARD.checkpoints[1].url} by hand" in line
+    assert left(place.parent) == ["u2netp.pth.part", "u2netp.pth.part.etag"]
+    assert bench("fetch", "u2net@u2netp")[:2] == (0, f"{place}\n")
+    assert drive.asked[-1]["Range"] == "bytes=400000-"
+    assert place.read_bytes() == CONTENT
+
+
+def test_bench_fetch_out_of_an_archive(server, tmp_path, bench, monkeypatch):
+    """IIC's networks lie in one archive: it is fetched once, and kept for the others."""
+    (place := tmp_path / "data" / "weights").mkdir(parents=True)
+    url = server.url.replace("file.bin", "models.tar.gz")
+    released = tuple(dataclasses.replace(one, url=url) for one in iic.CARD.checkpoints)
+    monkeypatch.setattr(iic, "CARD", dataclasses.replace(iic.CARD, checkpoints=released))
+    entries = [(f"models/{model}/best.pytorch", FILE, b"W%d" % model) for model in (512, 555)]
+    server.content = make_tar(tmp_path / "good.tgz", entries).read_bytes()
+    for name, model in (("iic", 512), ("iic@coco-stuff-3", 555)):
+        assert bench("fetch", name)[:2] == (0, f"{place / f'iic_{model}.pytorch'}\n")
+        assert (place / f"iic_{model}.pytorch").read_bytes() == b"W%d" % model
+    assert server.paths == ["/models.tar.gz"]
+    status, _, err = bench("fetch", "iic@coco-stuff-3-over")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "iic_models.tar.gz holds no file '496/best.pytorch'" in err
+    assert "delete it and download it again" in err
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [("../up", tarfile.REGTYPE, b"x"), ("models/512/best.pytorch", tarfile.SYMTYPE, "../../../outside")],
+    ids=["climbing path", "link outside"],
+)
+def test_bench_fetch_out_of_an_unsafe_archive(server, tmp_path, bench, monkeypatch, entry):
+    place = tmp_path / "data" / "weights"
+    released = (dataclasses.replace(iic.CARD.checkpoints[0], url=server.url),)
+    monkeypatch.setattr(iic, "CARD", dataclasses.replace(iic.CARD, checkpoints=released))
+    good = ("models/555/best.pytorch", FILE, b"W")
+    server.content = make_tar(tmp_path / "bad.tgz", [good, entry]).read_bytes()
+    status, out, err = bench("fetch", "iic")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert f"holds the unsafe member {entry[0]!r}" in err
+    assert "do not trust this archive" in err
+    assert left(place) == ["iic_file.bin"]
+    assert not (place.parent / "up").exists()
+
+
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
@@ -494,6 +562,17 @@ def test_one_file_is_taken_out(tmp_path, name):
     assert left(tmp_path) == ["m.tgz", "weights.pth"]
     archive.unlink()
     assert download.extract_file(archive, "models/555/best.pytorch", target) == target
+
+
+def test_a_file_is_found_by_the_end_of_its_path(tmp_path):
+    entries = [("all/models/555/best.pth", FILE, b"W"), ("all/models/1555/best.pth", FILE, b"V")]
+    archive = make_tar(tmp_path / "m.tgz", entries)
+    assert download.extract_file(archive, "555/best.pth", tmp_path / "w.pth").read_bytes() == b"W"
+    with pytest.raises(DownloadError, match=r"holds 2 files 'best\.pth' \(all/models/1555/best\.pth, .*put it at"):
+        download.extract_file(archive, "best.pth", tmp_path / "v.pth")
+    archive = make_tar(tmp_path / "n.tgz", [("best.pth", FILE, b"W"), ("old/best.pth", FILE, b"V")])
+    assert download.extract_file(archive, "best.pth", tmp_path / "v.pth").read_bytes() == b"W"
+    assert left(tmp_path) == ["m.tgz", "n.tgz", "v.pth", "w.pth"]
 
 
 def test_a_file_whose_name_holds_a_pattern_is_taken_out_of_a_zip(tmp_path):

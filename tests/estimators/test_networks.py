@@ -190,7 +190,7 @@ def test_without_a_file_one_line_says_how_to_get_it(tmp_path):
     with pytest.raises(
         DownloadError, match=r"basnet@unsupervised needs .*14qsoXU-NE63jKzuGPTJd8DRDnpnP4w6j.*put it at"
     ):
-        resolve(basnet.CARD, "unsupervised", weights_dir=tmp_path)
+        resolve(basnet.CARD, "unsupervised", weights_dir=tmp_path, fetch=False)
     with pytest.raises(
         CheckpointError, match="deepusps has no released weights; give deepusps@random or deepusps@FILE"
     ):
