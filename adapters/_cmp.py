@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -163,8 +164,16 @@ def build_cmp(
 
 
 def _held(checkpoint: Checkpoint, layouts: Mapping[str, Sequence[KeyRule]]) -> str:
-    """Which architecture a file holds in one of the authors' layouts, "" for none."""
+    """Which architecture a file holds in one of the authors' layouts, "" for none.
+
+    Names alone decide: a file of another width is then held against its own architecture.
+    """
     if checkpoint.path is None:
         return ""
     found = read_checkpoint(checkpoint.path)
-    return next((arch for arch, rules in layouts.items() if any(fits_layout(found, rule) for rule in rules)), "")
+    named = {arch: [_of_any_size(rule) for rule in rules] for arch, rules in layouts.items()}
+    return next((arch for arch, rules in named.items() if any(fits_layout(found, rule) for rule in rules)), "")
+
+
+def _of_any_size(rule: KeyRule) -> KeyRule:
+    return replace(rule, probe=tuple((key, (-1,) * len(shape)) for key, shape in rule.probe))

@@ -121,7 +121,7 @@ def select(
         )
     raise CheckpointError(
         f"{source} is laid out otherwise than expected: {_seen(checkpoint)}; expected "
-        f"{' or '.join(_wanted(rule) for rule in rules)}; {_suggestion(checkpoint, expected, source)}"
+        f"{' or '.join(_wanted(rule, checkpoint) for rule in rules)}; {_suggestion(checkpoint, expected, source)}"
     )
 
 
@@ -266,17 +266,18 @@ def _suggestion(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], so
 
 
 def _look_alikes(checkpoint: Mapping[str, Any], source: str) -> str:
-    """Which registered methods have a released file with these probes, and how to give it to them; "" for none."""
+    """Whose released files have these probes, of methods and estimators, and how to give it to them; "" for none."""
     found = {
-        card.name: f"{card.name}@{released.name}"
-        for card in registry.cards("methods").values()
+        (option, card.name): f"{card.name}@{released.name}"
+        for kind, option in (("methods", "--method"), ("estimators", "--estimator"))
+        for card in registry.cards(kind).values()
         for released in reversed(card.checkpoints)
         for rule in released.layouts
         if rule.probe and fits_layout(checkpoint, rule)
     }
     return " or ".join(
-        f"this looks like a {method} file (as of {released}), to be given as --method {method}@{source}"
-        for method, released in found.items()
+        f"this looks like a {name} file (as of {released}), to be given as {option} {name}@{source}"
+        for (option, name), released in found.items()
     )
 
 
@@ -289,9 +290,14 @@ def _seen(checkpoint: Mapping[str, Any]) -> str:
     return f"its keys {' and '.join(places)}"
 
 
-def _wanted(rule: KeyRule) -> str:
-    probe = "".join(f" and {key} {shape}" for key, shape in rule.probe)
-    return f"{_place(rule)}{probe}"
+def _wanted(rule: KeyRule, checkpoint: Mapping[str, Any]) -> str:
+    """What a rule asks for, and what of it is there in another shape."""
+    state = _entry(checkpoint, rule.entry)
+    parts = [_place(rule)]
+    for key, shape in rule.probe:
+        other = f", not {_described(state[key])}" if key in state and not _like(_shape(state[key]), shape) else ""
+        parts.append(f"{key} {shape}{other}")
+    return " and ".join(parts)
 
 
 def _place(rule: KeyRule) -> str:

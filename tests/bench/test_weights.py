@@ -351,6 +351,22 @@ def test_a_file_of_another_registered_method_is_named(tmp_path, caplog):
     assert f"read as another method's: {hint[:-1]}{tmp_path}" in caplog.text
 
 
+def test_a_file_of_an_estimator_is_named():
+    file = {"outconv.weight": torch.zeros(1, 6, 1, 1), "stage1.rebnconv1.conv_s1.weight": torch.zeros(16, 64, 3, 3)}
+    with pytest.raises(CheckpointError) as error:
+        detect(file, shapes(network()), source="f")
+    assert "looks like a u2net file (as of u2net@u2netp), to be given as --estimator u2net@f" in one_line(error)
+
+
+def test_a_layout_of_another_size_says_which():
+    rule = KeyRule(entry="net", probe=(("conv.weight", (4, 3, 3, 3)), ("bn.weight", (4,))))
+    with pytest.raises(CheckpointError) as error:
+        select({"net": {"conv.weight": torch.zeros(2, 3, 3, 3)}}, [rule], shapes(network()), source="f")
+    assert "expected entry 'net', no prefix and conv.weight (4, 3, 3, 3), not (2, 3, 3, 3) and bn.weight (4,);" in (
+        one_line(error)
+    )
+
+
 @pytest.mark.parametrize("shape", [(1000, 128), (3000, 128, 1)])
 def test_only_a_probe_tells_a_method(shape):
     file = {**under("module.", network()), "module.prototypes.weight": torch.zeros(shape)}
