@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -132,3 +133,55 @@ def make_voc(root: Path, *, val: int = 6, train: int = 4, size: tuple[int, int] 
 def voc(tmp_path) -> Path:
     """A small VOC-layout folder: 6 val and 4 train pictures, background and two classes."""
     return make_voc(tmp_path / "tiny")
+
+
+def stored_grey(seen: np.ndarray, path: Path) -> np.ndarray:
+    grey = seen[..., 1]
+    Image.fromarray(grey).save(path.with_suffix(".png"))
+    return np.stack([grey] * 3, axis=2)
+
+
+def stored_deep(seen: np.ndarray, path: Path) -> np.ndarray:
+    grey = seen[..., 1]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(path.with_suffix(".png"))
+    return np.stack([grey] * 3, axis=2)
+
+
+def stored_cmyk(seen: np.ndarray, path: Path) -> np.ndarray:
+    inks = [*(255 - np.moveaxis(seen, 2, 0)), np.zeros(seen.shape[:2], np.uint8)]
+    Image.merge("CMYK", [Image.fromarray(ink) for ink in inks]).save(path.with_suffix(".tif"))
+    return seen
+
+
+def stored_transparent(seen: np.ndarray, path: Path) -> np.ndarray:
+    """Viewers show the white below."""
+    alpha = np.full((*seen.shape[:2], 1), 255, np.uint8)
+    alpha[:8] = 0
+    Image.fromarray(np.concatenate((seen, alpha), 2)).save(path.with_suffix(".png"))
+    return np.where(alpha, seen, np.uint8(255))
+
+
+def stored_turned(seen: np.ndarray, path: Path) -> np.ndarray:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise before it is shown
+    Image.fromarray(np.rot90(seen)).save(path, quality=95, exif=exif)
+    return np.rot90(np.array(Image.open(path)), -1)
+
+
+STORED = {
+    "grey": stored_grey, "deep": stored_deep, "cmyk": stored_cmyk, "transparent": stored_transparent,
+    "turned": stored_turned,
+}  # fmt: skip
+
+
+@pytest.fixture(params=STORED)
+def unusual(request, voc, tmp_path) -> tuple[Path, Path]:
+    """`voc` with its pictures stored in an unusual way, and as the plain RGB pictures that a viewer shows of them."""
+    plain = Path(shutil.copytree(voc, tmp_path / "plain"))
+    for path in sorted((voc / "JPEGImages").iterdir()):
+        seen = np.array(Image.open(path))
+        path.unlink()
+        shown = STORED[request.param](seen, path)
+        (plain / "JPEGImages" / path.name).unlink()
+        Image.fromarray(shown).save(plain / "JPEGImages" / f"{path.stem}.png")
+    return voc, plain

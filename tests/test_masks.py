@@ -128,6 +128,20 @@ def test_pictures_of_every_kind(bench, tmp_path):
         assert np.count_nonzero(found & mask) / np.count_nonzero(found | mask) > 0.8, path
 
 
+@pytest.mark.parametrize("unusual", ["grey", "transparent", "cmyk"], indirect=True)
+@pytest.mark.parametrize("estimator", ["contrast", "u2net@random --set u2net.arch=u2netp"], ids=["contrast", "u2net"])
+def test_masks_are_of_pictures_as_people_see_them(bench, unusual, small, estimator):
+    for folder in unusual:
+        status, _, err = bench(
+            "masks", "--estimator", *estimator.split(), "--set", "smallest=0", "--limit", 3, "--dataset", folder
+        )
+        assert status == 0, err
+    name = estimator.partition("@")[0]
+    stored, plain = (files_of(folder / f"saliency_{name}") for folder in unusual)
+    assert len(stored) == 3
+    assert stored == plain
+
+
 def test_settings_reach_the_masks(bench, pictures, tmp_path):
     changes = ("threshold=0.9", "masks.cleaning=released-code", "contrast.segments=60", "contrast.level=none")
     words = [word for change in changes for word in ("--set", change)]
