@@ -324,19 +324,7 @@ def test_pictures_are_read_as_people_see_them(bench, unusual):
 def test_networks_read_pictures_as_people_see_them(bench, unusual, method):
     """Of grey pictures three channels, of four channels three; colorization reads lightness alone."""
     name, *options = method.split()
-    words = (
-        "eval",
-        "--method",
-        f"{name}@random",
-        *options,
-        "--protocol",
-        "kmeans",
-        "--seeds",
-        1,
-        "--limit",
-        3,
-        "--json",
-    )
+    words = ("eval", "--method", f"{name}@random", *options, "--protocol", "kmeans", "--seeds", 1, "--limit", 3)
     [stored], [usual] = (rows_of(bench(*words, "--dataset", folder, "--json")) for folder in unusual)
     assert stored["per_seed"] == usual["per_seed"]
 
