@@ -84,14 +84,20 @@ def _drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def golden_state() -> Callable[[str], dict[str, torch.Tensor]]:
-    """The state dict, float64, of a network of the golden files: every key of its list, in its order."""
+def golden_keys() -> Callable[[str], dict[str, tuple[int, ...]]]:
+    """The shapes of a network of the golden files by key, in the order of its list."""
 
-    def state(name: str) -> dict[str, torch.Tensor]:
+    def keys(name: str) -> dict[str, tuple[int, ...]]:
         lines = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
-        return {key: _drawn(key, ast.literal_eval(shape)) for key, shape in lines}
+        return {key: ast.literal_eval(shape) for key, shape in lines}
 
-    return state
+    return keys
+
+
+@pytest.fixture(scope="session")
+def golden_state(golden_keys) -> Callable[[str], dict[str, torch.Tensor]]:
+    """The state dict, float64, of a network of the golden files: every key of its list, in its order."""
+    return lambda name: {key: _drawn(key, shape) for key, shape in golden_keys(name).items()}
 
 
 @pytest.fixture(scope="session")

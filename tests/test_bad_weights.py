@@ -6,7 +6,6 @@ files that are damaged, hostile or no checkpoints at all.
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 
 from bench import paths
 
-GOLDEN = Path(__file__).parent / "golden"
 WHOLE = {
     "swav": "--method swav", "cmp_alexnet": "--method cmp", "cmp_resnet50": "--method cmp", "iic": "--method iic",
     "iic_isola": "--method cooccurrence", "colorization": "--method colorization", "basnet": "--estimator basnet",
@@ -23,23 +21,23 @@ WHOLE = {
 """The files, and to whom they belong."""
 
 
-def keys_of(name: str) -> dict[str, tuple[int, ...]]:
-    lines = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
-    return {key: ast.literal_eval(shape) for key, shape in lines}
-
-
 def halved(shape: tuple[int, ...]) -> tuple[int, ...]:
     """With half the channels on either side; those of pictures, masks and edges stay."""
     return tuple(size // 2 if axis < 2 and size >= 8 else size for axis, size in enumerate(shape))
 
 
-def write(path: Path, name: str, *, half: bool = False) -> Path:
-    """A file in the official layout, of zeros that take no room."""
-    keys = {"module.prototypes.weight": (3000, 128)} if name == "swav" else keys_of(name)
-    state = {key: torch.zeros(()).expand(halved(shape) if half else shape) for key, shape in keys.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net": state} if name == "iic" else state, path)
-    return path
+@pytest.fixture
+def write(golden_keys):
+    """Write a file in the official layout, of zeros that take no room."""
+
+    def save(path: Path, name: str, *, half: bool = False) -> Path:
+        keys = {"module.prototypes.weight": (3000, 128)} if name == "swav" else golden_keys(name)
+        state = {key: torch.zeros(()).expand(halved(shape) if half else shape) for key, shape in keys.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"net": state} if name == "iic" else state, path)
+        return path
+
+    return save
 
 
 def line_of(result: tuple[int, str, str]) -> str:
@@ -65,7 +63,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("method", OTHERS)
-def test_a_method_is_given_the_file_of_another(bench, voc, tmp_path, method):
+def test_a_method_is_given_the_file_of_another(bench, voc, write, tmp_path, method):
     file = write(tmp_path / "file.pth", OTHERS[method])
     line = line_of(bench(*asked(f"--method {method}", str(file)), "--dataset", voc))
     owner = WHOLE[OTHERS[method]]
@@ -73,7 +71,7 @@ def test_a_method_is_given_the_file_of_another(bench, voc, tmp_path, method):
     assert f"to be given as {owner}@{file}" in line
 
 
-def test_a_trunk_that_two_methods_share_is_read_and_said(bench, voc, tmp_path):
+def test_a_trunk_that_two_methods_share_is_read_and_said(bench, voc, write, tmp_path):
     file = write(tmp_path / "file.pth", "iic")
     status, _, err = bench(*asked("--method cooccurrence", str(file)), "--seeds", 1, "--dataset", voc)
     assert status == 0, err
@@ -83,7 +81,7 @@ def test_a_trunk_that_two_methods_share_is_read_and_said(bench, voc, tmp_path):
 @pytest.mark.parametrize(
     ("estimator", "name"), [("basnet", "u2netp"), ("u2net", "basnet"), ("deepusps", "u2net"), ("basnet", "swav")]
 )
-def test_an_estimator_is_given_the_file_of_another(bench, voc, tmp_path, estimator, name):
+def test_an_estimator_is_given_the_file_of_another(bench, voc, write, tmp_path, estimator, name):
     file = write(tmp_path / "file.pth", name)
     line = line_of(bench("masks", "--estimator", estimator, "--checkpoint", file, "--dataset", voc))
     owner = WHOLE[name]
@@ -92,7 +90,7 @@ def test_an_estimator_is_given_the_file_of_another(bench, voc, tmp_path, estimat
     assert not list(voc.glob("saliency_*"))
 
 
-def test_the_alexnet_for_the_resnet(bench, voc, tmp_path):
+def test_the_alexnet_for_the_resnet(bench, voc, write, tmp_path):
     file = write(tmp_path / "file.pth", "cmp_alexnet")
     words = asked("--method cmp", str(file))
     line = line_of(bench(*words, "--set", "cmp.arch=resnet50", "--dataset", voc))
@@ -115,7 +113,7 @@ HALF = {
 
 
 @pytest.mark.parametrize("name", HALF)
-def test_half_the_channels(bench, voc, tmp_path, name):
+def test_half_the_channels(bench, voc, write, tmp_path, name):
     file = write(tmp_path / "file.pth", name, half=True)
     line = line_of(bench(*asked(WHOLE[name], str(file)), "--dataset", voc))
     assert f"{file} does not fit the network" in line
@@ -123,7 +121,7 @@ def test_half_the_channels(bench, voc, tmp_path, name):
     assert line.endswith("give a checkpoint of this architecture")
 
 
-def test_half_the_channels_under_a_released_name(bench, voc):
+def test_half_the_channels_under_a_released_name(bench, voc, write):
     write(paths.weights_dir() / "iic_512.pytorch", "iic", half=True)
     line = line_of(bench(*asked("--method iic", "coco-stuff-15"), "--dataset", voc))
     assert "trunk.features.0.weight (64, 5, 3, 3), not (32, 5, 3, 3)" in line

@@ -30,11 +30,6 @@ def build(module: Any, spec: str | None, folder: Path, classes: int = 0, **optio
     return adapter.eval()
 
 
-def listed(name: str) -> dict[str, tuple[int, ...]]:
-    pairs = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
-    return {key: tuple(int(side) for side in shape.strip("(),").split(",") if side.strip()) for key, shape in pairs}
-
-
 def released_state(network: torch.nn.Module, golden_weights: Any) -> dict[str, torch.Tensor]:
     return {key: value.float() if value.dim() else value for key, value in golden_weights(network).items()}
 
@@ -75,10 +70,10 @@ def test_the_reference_maps_come_through_the_adapter(name, steps, released):
     assert np.array_equal(maps["head_B"].argmax(1).numpy()[inner], golden[f"{name}_head_B_0_argmax"][inner])
 
 
-def test_a_released_file_is_loaded_key_for_key(released):
+def test_a_released_file_is_loaded_key_for_key(released, golden_keys):
     adapter = build(iic, None, released)
     held = torch.load(released / "iic_512.pytorch", weights_only=True)["net"]
-    assert {key: tuple(value.shape) for key, value in held.items()} == listed("iic")
+    assert {key: tuple(value.shape) for key, value in held.items()} == golden_keys("iic")
     state = adapter.body.state_dict()
     assert all(torch.equal(value, held[key]) for key, value in state.items())
     assert adapter.account["taken"] == len(held) == 38
@@ -158,13 +153,13 @@ def test_pictures_too_small_for_the_trunk_are_named(tmp_path):
         build(cooccurrence, "random", tmp_path, width=4)(torch.zeros(1, 5, 8, 40), ["trunk"])
 
 
-def test_a_released_file_of_the_stand_in_leaves_its_head_aside(tmp_path, golden_weights):
+def test_a_released_file_of_the_stand_in_leaves_its_head_aside(tmp_path, golden_keys, golden_weights):
     trunk = released_state(Trunk(), lambda network: golden_weights(network, "features."))
     state = {f"features.{key}": value for key, value in trunk.items()}
-    for key, shape in listed("iic_isola").items():
+    for key, shape in golden_keys("iic_isola").items():
         if key.startswith("isola_head."):
             state[key] = torch.zeros(()).expand(shape)  # one number on disk, not a gigabyte
-    assert {key: tuple(value.shape) for key, value in state.items()} == listed("iic_isola")
+    assert {key: tuple(value.shape) for key, value in state.items()} == golden_keys("iic_isola")
     torch.save(state, tmp_path / "cooccurrence_isola.pytorch")
     adapter = build(cooccurrence, None, tmp_path)
     assert (adapter.account["taken"], len(adapter.account["outside"])) == (36, 10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +32,10 @@ def build(spec: str | None, folder: Path, **options: Any) -> Backbone:
     return adapter.eval()
 
 
-def deterministic(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The rule of the golden files: every tensor from a seed that its name gives."""
-    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("running_var"):
-        drawn = 1 + 0.1 * np.abs(drawn)
-    elif name.endswith(("running_mean", "bias")):
-        drawn = 0.1 * drawn
-    elif len(shape) == 1:
-        drawn = 1 + 0.1 * drawn
-    else:
-        drawn = drawn * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(drawn))
-
-
-def deterministic_state(network: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        prefix + name: value if name.endswith("num_batches_tracked") else deterministic(name, tuple(value.shape))
-        for name, value in network.state_dict().items()
-    }
-
-
-def test_the_reference_maps_come_through_the_adapter(tmp_path, monkeypatch):
+def test_the_reference_maps_come_through_the_adapter(tmp_path, monkeypatch, golden_weights):
     golden = np.load(GOLDEN / "maskcontrast_forward.npz")
-    state = deterministic_state(MaskContrastNetwork("resnet18"), "module.model_q.")
+    drawn = golden_weights(MaskContrastNetwork("resnet18"))
+    state = {f"module.model_q.{key}": value for key, value in drawn.items()}
     torch.save({"model": state, "epoch": 3}, tmp_path / "r18.pth")
     monkeypatch.setattr(_maskcontrast, "MaskContrastNetwork", lambda arch: MaskContrastNetwork(arch).double())
     adapter = build(str(tmp_path / "r18.pth"), tmp_path, arch="resnet18")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,29 +27,14 @@ NETWORKS: dict[str, tuple[EstimatorCard, Callable[[], nn.Module], int]] = {
 }
 
 
-def keys_of(name: str) -> dict[str, tuple[int, ...]]:
-    """Every key and shape of the official file."""
-    lines = (line.split("\t") for line in (GOLDEN / f"{name}_keys.txt").read_text().splitlines())
-    return {key: ast.literal_eval(shape) for key, shape in lines}
-
-
-def drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The rule of the golden files: every tensor from a seed that its name gives."""
-    values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
-    if key.endswith("running_var"):
-        values = 1 + 0.1 * np.abs(values)
-    elif key.endswith(("running_mean", "bias")):
-        values = 0.1 * values
-    elif len(shape) == 1:
-        values = 1 + 0.1 * values
-    else:
-        values *= np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(values))
-
-
-def official(name: str) -> dict[str, torch.Tensor]:
+@pytest.fixture
+def official(golden_state):
     """What an official file holds, but for `num_batches_tracked`, which torch 0.4 did not write."""
-    return {key: drawn(key, shape) for key, shape in keys_of(name).items() if not key.endswith("tracked")}
+
+    def state(name: str) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in golden_state(name).items() if not key.endswith("tracked")}
+
+    return state
 
 
 def assert_golden(name: str, network: nn.Module) -> None:
@@ -70,7 +53,7 @@ def assert_golden(name: str, network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_official_weights_give_the_originals_maps(name):
+def test_official_weights_give_the_originals_maps(name, official):
     _, make, parameters = NETWORKS[name]
     network = make().double()
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
@@ -80,7 +63,7 @@ def test_official_weights_give_the_originals_maps(name):
     assert_golden(name, network)
 
 
-def test_so_does_the_file(tmp_path):
+def test_so_does_the_file(tmp_path, official):
     """The smallest of the files, from its name to the network's maps."""
     torch.save(official("u2netp"), tmp_path / "u2netp.pth")
     checkpoint = resolve(u2net.CARD, "u2netp", weights_dir=tmp_path)
@@ -100,17 +83,17 @@ def no_values(keys: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_the_keys_are_the_official_ones(name):
+def test_the_keys_are_the_official_ones(name, golden_keys):
     expected = {key: tuple(value.shape) for key, value in NETWORKS[name][1]().state_dict().items()}
-    assert expected == keys_of(name)
+    assert expected == golden_keys(name)
     weights, account = select(no_values(expected), rules_of(name), expected, source="file")
     assert (set(weights), account.dropped, account.outside, account.missing) == (set(expected), (), (), ())
 
 
 @pytest.mark.parametrize("entry", ["", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_layouts_that_the_unsupervised_basnet_may_have(entry, prefix):
-    keys = keys_of("basnet")
+def test_layouts_that_the_unsupervised_basnet_may_have(entry, prefix, golden_keys):
+    keys = golden_keys("basnet")
     state = {prefix + key: value for key, value in no_values(keys).items()}
     weights, account = select({entry: state} if entry else state, basnet.LAYOUTS, keys, source="file")
     assert len(weights) == len(keys)
@@ -125,8 +108,8 @@ def test_layouts_that_the_unsupervised_basnet_may_have(entry, prefix):
         (lambda state: state.update({"outconv1.bias": torch.zeros(2)}), "1 of another shape: outconv1.bias"),
     ],
 )
-def test_nothing_is_loaded_in_part(spoil, said):
-    keys = keys_of("basnet")
+def test_nothing_is_loaded_in_part(spoil, said, golden_keys):
+    keys = golden_keys("basnet")
     state = no_values(keys)
     spoil(state)
     with pytest.raises(CheckpointError, match=said):
