@@ -208,7 +208,15 @@ def _check_owners(overrides: Sequence[Override], methods: Sequence[_Method], pro
 
 def _check_shared(overrides: Sequence[Override], protocols: Sequence[ProtocolCard]) -> None:
     """A key without an owner is for every protocol; SettingError names those that do not have it."""
+    known = {field.name for card in protocols for field in fields(card.settings)}
     for override in overrides:
+        if not override.owner and override.key not in known and len(protocols) > 1:
+            names = ", ".join(card.name for card in protocols)
+            near = registry.near(override.key, known)
+            raise SettingError(
+                f"--set {override}: none of {names} has a setting {override.key!r}.{near} Settings: "
+                f"{', '.join(sorted(known))}"
+            )
         having = [card.name for card in protocols if override.key in {field.name for field in fields(card.settings)}]
         if not override.owner and 0 < len(having) < len(protocols):
             lacking = ", ".join(card.name for card in protocols if card.name not in having)

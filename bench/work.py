@@ -534,6 +534,12 @@ class MethodWork:
                 f"the row {row.key} is of {row.run['method']}, map {row.run['tap']}, weights {wanted[:12]}, not of "
                 f"{self.method_name}, map {self.tap}, weights {seen[:12]}: name a row of the same method and map"
             )
+        theirs = tuple(row.run["dataset"]["classes"])
+        if theirs != self.class_names:
+            raise CheckpointError(
+                f"the row {row.key} knows the classes {', '.join(theirs)}, the data set has "
+                f"{', '.join(self.class_names)}: name a row of the same classes"
+            )
         return arrays_of(row, store)
 
     def keep_list(self, name: str, lines: Sequence[str]) -> None:

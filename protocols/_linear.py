@@ -18,7 +18,8 @@ class LinearSettings(InputSettings):
     """How the head is trained, on which pictures, and where it is judged.
 
     Several learning rates, weight decays or maps (`tap=a,b`, or `tap=search` for all) are tried in one pass: each
-    setting trains two heads, one without a tenth of the train split, on which it is judged, and one on all of it.
+    setting trains two heads, one without a tenth of the train split, on which it is judged, and one on all of it; with
+    `choose_on=scored` only the latter.
     """
 
     head: str = setting(
@@ -31,8 +32,10 @@ class LinearSettings(InputSettings):
     epochs: int = setting(60, "passes over the train split", minimum=1)
     batch: int = setting(16, "pictures a step", minimum=1)
     drop_last: bool = setting(False, "leave out an epoch's last batch where it is smaller than the others")
-    lr: tuple[float, ...] = setting((0.1,), "learning rate, or several to choose from", minimum=0)
-    weight_decay: tuple[float, ...] = setting((1e-4,), "weight decay, or several to choose from", minimum=0)
+    lr: tuple[float, ...] = setting((0.1,), "learning rate, or several to choose from", minimum=0, maximum=1e38)
+    weight_decay: tuple[float, ...] = setting(
+        (1e-4,), "weight decay, or several to choose from", minimum=0, maximum=1e38
+    )
     momentum: float = setting(0.9, "momentum of SGD", minimum=0, maximum=1)
     drop: str = setting("40/60", "E/N: after E of N epochs the learning rate is a tenth; scales with epochs; or none")
     init_std: float = setting(0.01, "standard deviation of the initial weights; biases begin at 0", minimum=0)
@@ -81,12 +84,16 @@ _CODE_LOADER = {
 }
 
 _PAPER = {
-    "features": Choice("augmented", Source.CODE, "open in the supplement"),
+    "features": Choice(
+        "augmented", Source.CODE, "open in the supplement; the network is frozen, batch norm in evaluation mode"
+    ),
     "epochs": Choice(60, Source.SEED),
     "batch": Choice(16, Source.SEED),
     "lr": Choice((0.1,), Source.SEED, "the author: baselines were tuned one by one (issue 7)"),
     "drop": Choice("40/60", Source.SEED, "0.1, then 0.01 after 40 epochs; the released configs have 25"),
-    "border": Choice("void", Source.OURS, "the released code labels it background"),
+    "border": Choice(
+        "background", Source.CODE, "open in the supplement; void where the data set has no background class"
+    ),
     "decide": Choice("label", Source.OURS, "the released code: argmax at 512×512, then nearest"),
     "val_every": Choice(
         1, Source.CODE, "the released code takes the best epoch on val; here it stands beside the last"
@@ -97,16 +104,39 @@ _PAPER = {
 
 _LEOPART = "Ziegler & Asano, CVPR 2022, and its released configs"
 
+_LEOPART_CHOICES = {
+    "size": Choice("448", Source.PAPER, _LEOPART),
+    "interpolation": Choice("bilinear", Source.PAPER, _LEOPART),
+    "features": Choice("augmented", Source.PAPER, _LEOPART),
+    "epochs": Choice(25, Source.PAPER, _LEOPART),
+    "batch": Choice(60, Source.PAPER, _LEOPART),
+    "drop_last": Choice(False, Source.OURS, "not stated"),
+    "lr": Choice((0.01,), Source.PAPER, _LEOPART),
+    "drop": Choice("20/25", Source.PAPER, _LEOPART),
+    "grid": Choice(100, Source.PAPER, _LEOPART),
+    "flip": Choice(0.5, Source.PAPER, _LEOPART),
+    "rotate": Choice(0.0, Source.PAPER, "none"),
+    "zoom": Choice((1.0, 1.0), Source.PAPER, "none"),
+    "area": Choice((0.8, 1.0), Source.PAPER, _LEOPART),
+    "momentum": Choice(0.9, Source.PAPER, _LEOPART),
+    "weight_decay": Choice((1e-4,), Source.PAPER, _LEOPART),
+    "normalize": Choice("none", Source.PAPER, _LEOPART),
+    "init_std": Choice(0.01, Source.OURS, "not stated"),
+    "decide": Choice("label", Source.OURS, "they score at 448×448"),
+    "val_every": Choice(1, Source.PAPER, "they choose on val; here it stands beside the last epoch"),
+    "head": Choice("auto", Source.OURS),
+}
+
 PRESETS = (
     Preset(
         name="paper",
-        version=1,
+        version=2,
         summary="512×512, whole train split, 60 epochs of augmented pictures, SGD 0.1 and 0.01 after 40 epochs",
         choices={"size": Choice("512", Source.CODE, "open in the supplement"), **_PAPER},
     ),
     Preset(
         name="native",
-        version=1,
+        version=2,
         summary="as `paper`, each picture at its own size",
         choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_PAPER},
     ),
@@ -132,36 +162,20 @@ PRESETS = (
             "epochs": Choice(60, Source.CODE, "segmentation/configs"),
             "batch": Choice(16, Source.CODE, "segmentation/configs"),
             "drop": Choice("26/60", Source.CODE, "lr_decay_epochs 25, counted from 0 and compared by >"),
-            "border": Choice("background", Source.CODE, "segmentation/data/custom_transforms.py"),
             "decide": Choice("input", Source.CODE, "argmax at 512×512, resized by nearest neighbour"),
         },
     ),
     Preset(
         name="leopart",
         version=1,
-        summary="448×448, labels on 100×100, 25 epochs, batch 60, lr 0.01 (their ResNets: lr=0.1)",
-        choices={
-            "size": Choice("448", Source.PAPER, _LEOPART),
-            "interpolation": Choice("bilinear", Source.PAPER, _LEOPART),
-            "features": Choice("augmented", Source.PAPER, _LEOPART),
-            "epochs": Choice(25, Source.PAPER, _LEOPART),
-            "batch": Choice(60, Source.PAPER, _LEOPART),
-            "drop_last": Choice(False, Source.OURS, "not stated"),
-            "lr": Choice((0.01,), Source.PAPER, _LEOPART),
-            "drop": Choice("20/25", Source.PAPER, _LEOPART),
-            "grid": Choice(100, Source.PAPER, _LEOPART),
-            "flip": Choice(0.5, Source.PAPER, _LEOPART),
-            "rotate": Choice(0.0, Source.PAPER, "none"),
-            "zoom": Choice((1.0, 1.0), Source.PAPER, "none"),
-            "area": Choice((0.8, 1.0), Source.PAPER, _LEOPART),
-            "momentum": Choice(0.9, Source.PAPER, _LEOPART),
-            "weight_decay": Choice((1e-4,), Source.PAPER, _LEOPART),
-            "normalize": Choice("none", Source.PAPER, _LEOPART),
-            "init_std": Choice(0.01, Source.OURS, "not stated"),
-            "decide": Choice("label", Source.OURS, "they score at 448×448"),
-            "val_every": Choice(1, Source.PAPER, "they choose on val; here it stands beside the last epoch"),
-            "head": Choice("auto", Source.OURS),
-        },
+        summary="448×448, labels on 100×100, 25 epochs, batch 60, lr 0.01: for vision transformers",
+        choices=_LEOPART_CHOICES,
+    ),
+    Preset(
+        name="leopart-resnet",
+        version=1,
+        summary="as `leopart`, at the learning rate that they take for ResNets",
+        choices={**_LEOPART_CHOICES, "lr": Choice((0.1,), Source.PAPER, _LEOPART)},
     ),
     Preset(
         name="cached",
@@ -191,8 +205,8 @@ def drop_epoch(settings: LinearSettings) -> int | None:
     if settings.drop == "none":
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", settings.drop)
-    if not match or not int(match[2]) > 0 or int(match[1]) > int(match[2]):
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise SettingError(
-            f"linear.drop={settings.drop} does not fit: expected E/N with E up to N, e.g. 40/60, or none"
+            f"linear.drop={settings.drop} does not fit: expected E/N with E from 1 to N, e.g. 40/60, or none"
         )
     return max(1, round(settings.epochs * int(match[1]) / int(match[2])))

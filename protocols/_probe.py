@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench.batches import per_epoch
 from bench.contracts import Examples, Lessons, Maps, Outcome, Painting, Scores, Work
-from bench.errors import SettingError
+from bench.errors import InputError, SettingError
 from bench.metrics import Counts, score
 from bench.records import IGNORE
 from bench.settings import parse_size
@@ -105,7 +105,7 @@ def predict(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[A
         maps = work.maps_by(work.network, next(t.name for t in work.network.taps.values() if t.kind == "class_logit"))
         return Painting(pixels=work.paint_scores(maps, as_they_are(maps, work.device), at=settings.decide))
     maps = work.maps("eval")
-    return Painting(pixels=work.paint_scores(maps, _stored_scores(work, settings, maps, arrays), at=settings.decide))
+    return Painting(pixels=work.paint_scores(maps, _stored_scores(work, maps, arrays), at=settings.decide))
 
 
 # --- heads -------------------------------------------------------------------------------------------------
@@ -209,9 +209,12 @@ def _outcome(
     notes: list[str] = []
     facts: dict[str, Any] = {}
     chosen = min(scored)
+    failures = _failures(probe)
+    if len(scored) == 1 and failures:
+        raise InputError(f"{failures[chosen]}: lower it with --set linear.lr=…")
     if len(scored) > 1:
         chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
-    notes += [*_failures(probe), *unseen]
+    notes += [*(text for number, text in failures.items() if not probe.heads[number].judged), *unseen]
     for note in notes:
         work.say(note)
     best, epoch = record.best[chosen]
@@ -224,6 +227,7 @@ def _outcome(
             "weight": weight.cpu().numpy(),
             "bias": bias.cpu().numpy(),
             "which": np.array(probe.heads[chosen].which, np.int32),
+            "unit": np.array(settings.normalize == "l2"),
         },
         notes=tuple(notes),
         facts=facts,
@@ -241,15 +245,18 @@ def _choose(
 ) -> tuple[int, dict[str, Any], list[str]]:
     """The head to be scored, by the mIoU over the classes present in what is chosen on.
 
-    held: the pictures of the train split that are held out; empty: the scored split chooses.
+    held: the pictures of the train split that are held out; empty: the scored split chooses. A setting one of whose
+    heads diverged is not chosen; InputError where that is so of all.
     """
     found = _held_out_counts(work, settings, probe, held) if held else counts
-    dead = probe.failed_at.tolist()
+    twins, failures = len(found) if held else 0, _failures(probe)
     values = {
-        number: -1.0 if dead[number] >= 0 else _judge(of_head)["miou_present"] for number, of_head in found.items()
+        number: -1.0 if {number, number + twins} & failures.keys() else _judge(of_head)["miou_present"]
+        for number, of_head in found.items()
     }
     best = max(sorted(values), key=values.__getitem__)
-    twins = len(values) if held else 0
+    if values[best] < 0:
+        raise InputError(f"every setting diverged ({'; '.join(failures.values())}): lower --set linear.lr=…")
     varied = [
         name
         for name, several in (("tap", work.taps), ("lr", settings.lr), ("weight_decay", settings.weight_decay))
@@ -273,12 +280,16 @@ def _held_out_counts(work: Work, settings: LinearSettings, probe: Heads, held: S
     return dict(zip(judged, found, strict=True))
 
 
-def _failures(probe: Heads) -> list[str]:
-    return [
-        f"lr={head.lr:g} diverged on {head.tap}: its loss was not a number at step {step}"
-        for head, step in zip(probe.heads, probe.failed_at.tolist(), strict=True)
-        if step >= 0 and not head.judged
-    ]
+def _failures(probe: Heads) -> dict[int, str]:
+    """What became of the heads that diverged, by number: of the loss, or of the weights in the last step."""
+    told = {}
+    varied = ["lr", *(["weight_decay"] if len({head.weight_decay for head in probe.heads}) > 1 else [])]
+    for number, (head, step) in enumerate(zip(probe.heads, probe.failed_at.tolist(), strict=True)):
+        finite = all(bool(torch.isfinite(p).all()) for p in (probe.weights[number], probe.biases[number]))
+        if step >= 0 or not finite:
+            what = f"its loss was not a number at step {step}" if step >= 0 else "its weights are no numbers at the end"
+            told[number] = f"{head.text(varied)} diverged on {head.tap}: {what}"
+    return told
 
 
 def _unseen(work: Work) -> list[str]:
@@ -310,18 +321,15 @@ def _score_stored(work: Work, settings: LinearSettings, arrays: Mapping[str, NDA
             f"linear.{settings.head}: that row has no head for the {work.classes} classes of this data set"
         )
     maps = work.maps("eval")
-    (counts,) = work.count_scores(maps, _stored_scores(work, settings, maps, arrays), at=settings.decide)
-    arrays = {name: np.asarray(arrays[name]) for name in ("weight", "bias", "which")}
+    (counts,) = work.count_scores(maps, _stored_scores(work, maps, arrays), at=settings.decide)
+    arrays = {name: np.asarray(arrays[name]) for name in ("weight", "bias", "which", "unit")}
     note = f"the head of the row {settings.head.removeprefix('row:')}; nothing was trained"
     return Outcome(counts=counts, arrays=arrays, notes=(note,), matched=np.arange(work.classes))
 
 
-def _stored_scores(
-    work: Work, settings: LinearSettings, maps: Maps, arrays: Mapping[str, NDArray[Any]]
-) -> Iterator[Scores]:
-    which = int(arrays["which"])
+def _stored_scores(work: Work, maps: Maps, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Scores]:
+    which, unit = int(arrays["which"]), bool(arrays["unit"])
     weight, bias = (torch.from_numpy(np.asarray(arrays[name])).to(work.device) for name in ("weight", "bias"))
-    unit = settings.normalize == "l2"
     for index, blocks in enumerate(maps.together()):
         block = torch.from_numpy(blocks[which]).to(work.device)
         vectors = block / block.norm(dim=-1, keepdim=True).clamp_min(1e-12) if unit else block

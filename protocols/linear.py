@@ -36,6 +36,9 @@ CARD = ProtocolCard(
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), supplement, section 3",
 )
 
+_READ_BY_A_HEAD = {"head", "size", "interpolation", "tap", "dtype", "decide"}
+"""What there is to say where the head is not trained."""
+
 _AUGMENTATION = ("flip", "rotate", "zoom", "area", "border")
 
 
@@ -51,6 +54,11 @@ def expand(settings: LinearSettings, scope: Scope) -> list[Variant]:
             raise SettingError(f"linear.{name}={given} does not fit: expected two numbers, the smaller first")
     if settings.head not in ("auto", "train", "adapter") and not re.fullmatch(r"row:.+", settings.head):
         raise SettingError(f"linear.head={settings.head} does not fit: expected auto, train, adapter or row:KEY")
+    if settings.head not in ("auto", "train") and (unread := sorted(scope.explicit - _READ_BY_A_HEAD)):
+        raise SettingError(
+            f"linear.head={settings.head} trains nothing and does not read {', '.join(unread)}: drop it, or take "
+            "head=train"
+        )
     for name in ("lr", "weight_decay"):
         if not getattr(settings, name):
             raise SettingError(f"linear.{name} is empty: give a number, or several to choose from, e.g. 0.01,0.1")

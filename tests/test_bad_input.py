@@ -66,7 +66,7 @@ WORDS = {
     "unknown setting of a method": ("--method noise --protocol kmeans --set noise.widht=3", "'widht'", "'width'"),
     "setting of one protocol only": (
         "--method noise --protocol kmeans --protocol overclustering --set clusterz=3",
-        "kmeans has no setting 'clusterz'", "Did you mean 'clusters'"),
+        "none of kmeans, overclustering has a setting 'clusterz'", "Did you mean 'clusters'"),
     "unknown owner": ("--method noise --protocol kmeans --set kmean.pca=3", "'kmean'", "Did you mean 'kmeans'"),
     "unknown checkpoint setting": (
         "--method swav@random --protocol kmeans --set checkpoint.prefixx=a", "'prefixx'", "Did you mean 'prefix'"),
@@ -114,6 +114,9 @@ WORDS = {
     "drop of the rate": ("--method noise --protocol linear --set linear.drop=4", "linear.drop=4", "E/N"),
     "classifier that is not there": (
         "--method noise --protocol linear --set linear.head=adapter", "noise brings no classifier", "head=train"),
+    "a key that no protocol has": (
+        "--method noise --protocol kmeans --protocol linear --set lrr=0.1",
+        "none of kmeans, linear has a setting 'lrr'. Did you mean 'lr'?", "weight_decay"),
     "head of no row": ("--method noise --protocol linear --set linear.head=row:abc", "no row 'abc'", "bench eval"),
     "a bare 1 for a fraction": (
         "--method supervised@random --protocol finetune --set finetune.fractions=1", "may mean 1% or all", "1% or 1.0"),

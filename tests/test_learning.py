@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from bench import paths
+from bench.features import SplitMaps
 from bench.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -65,12 +66,35 @@ def test_a_probe_makes_a_row_with_its_head_and_is_read_the_next_time(bench, voc)
     assert "step" not in again[2]
 
 
-def test_augmented_and_cached_probes_share_the_scored_maps(bench, voc):
+def test_augmented_and_cached_probes_share_the_scored_maps(bench, voc, monkeypatch):
+    passes = []
+    forward = SplitMaps._forward
+
+    def counted(self, pictures, labels, taps):
+        passes.append(len(pictures))
+        return forward(self, pictures, labels, taps)
+
+    monkeypatch.setattr(SplitMaps, "_forward", counted)
     words = ("eval", "--method", "timm:resnet18@random", "--dataset", voc, "--json", "--set", "linear.epochs=1")
-    for protocol in ("linear:native", "linear:cached"):
-        status, out, err = bench(*words, "--protocol", protocol)
+    for protocol, pictures in (("linear:native", 6), ("linear:cached", 4)):  # the second needs those of train alone
+        status, _, err = bench(*words, "--protocol", protocol)
         assert status == 0, err
-        assert 0 <= rows_of(out)[0]["mean"]["scores"]["as_predicted"]["miou"] <= 1
+        assert sum(passes) == pictures
+        passes.clear()
+
+
+def test_without_augmentation_maps_of_every_epoch_are_those_of_the_cache(bench, voc):
+    words = ("eval", "--method", "timm:resnet18@random", "--dataset", voc, "--json", "--set", "linear.epochs=3")
+    plain = [word for name in ("flip=0", "rotate=0", "zoom=1,1") for word in ("--set", f"linear.{name}")]
+    augmented = ("linear:native", *plain, "--set", "linear.drop_last=false")
+    found = []
+    for number, protocol in enumerate((("linear:cached",), augmented)):
+        folder = paths.results_root() / str(number)
+        status, out, err = bench(*words, "--protocol", *protocol, "--results", folder)
+        assert status == 0, err
+        found.append((rows_of(out)[0]["per_seed"], arrays_of(folder)["seed0_weight"]))
+    assert found[0][0] == found[1][0]
+    assert np.array_equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("preset", ["native", "cached"])
@@ -128,6 +152,12 @@ def test_a_head_paints_other_pictures_and_scores_again(bench, voc, tmp_path):
     assert status == 0, err
     assert rows_of(out)[0]["per_seed"][0]["scores"] == row["per_seed"][0]["scores"]
     assert any("nothing was trained" in note for note in rows_of(out)[0]["notes"])
+    (voc / "classes.txt").write_text("background\nleft\nother\n")
+    status, out, err = bench("eval", *PROBE, "--dataset", voc, "--set", f"linear.head=row:{row['key']}")
+    assert (status, "knows the classes background, left, right, the data set has background, left, other" in err) == (
+        2,
+        True,
+    )
 
 
 def test_scores_do_not_depend_on_whether_maps_are_cached(bench, voc, tmp_path, monkeypatch):

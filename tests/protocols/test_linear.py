@@ -224,14 +224,19 @@ def test_a_search_chooses_by_the_held_out_tenth_and_shows_all():
 
 
 def test_the_last_epoch_is_scored_and_the_best_stands_beside_it():
-    place = work(split(6, seed=1, signal=2), split(6, signal=2))
-    how = settings(epochs=6, lr="0.5")
-    figures, outcome = run(place, how)
-    per_epoch = [run(place, settings(epochs=6, lr="0.5", drop=how.drop, val_every=every))[1].facts for every in (1, 0)]
-    assert outcome.facts["best_on_val_miou"] >= figures["miou"]
-    assert 1 <= outcome.facts["best_on_val_epoch"] <= 6
-    assert per_epoch[0] == outcome.facts
-    assert per_epoch[1] == {}
+    place = work(split(6, seed=1, signal=0.5), split(6, signal=0.5))
+
+    def after(epochs: int, **changes: Any):
+        return run(place, settings(epochs=epochs, lr="1", batch=2, drop="none", **changes))
+
+    course = [after(epochs)[0]["miou"] for epochs in range(1, 7)]
+    assert max(course) > course[-1], "a course that ends at its best tells nothing"
+    figures, outcome = after(6)
+    assert figures["miou"] == course[-1]
+    assert outcome.facts == {
+        "best_on_val_miou": max(course), "best_on_val_epoch": 1 + course.index(max(course))
+    }  # fmt: skip
+    assert after(6, val_every=0)[1].facts == {}
 
 
 def test_a_rate_that_diverges_is_named_and_the_others_go_on():
@@ -242,6 +247,29 @@ def test_a_rate_that_diverges_is_named_and_the_others_go_on():
     assert any("lr=0.1" in note for note in outcome.notes)
     with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf) at a learning rate of 1e\+38"):
         run(place, settings(lr="1e38", epochs=6))
+
+
+def test_a_setting_of_which_either_head_diverges_is_not_chosen():
+    """The held-out pictures are enormous: heads that never see them learn at every rate, the scored ones do not."""
+    train = split(20, signal=2)
+    names = [f"picture{index}" for index in range(20)]
+    for index in _draw.held_out(names):
+        train.maps[index][...] *= 1e30
+    with pytest.raises(InputError, match=r"every setting diverged \(.*lr=0\.1 diverged on last.*lower"):
+        run(work(split(6, seed=1, signal=2), train), settings(lr="0.01,0.1", epochs=4))
+    for index in _draw.held_out(names):
+        train.maps[index][...] /= 1e10
+    _, outcome = run(work(split(6, seed=1, signal=2), train), settings(lr="1e-33,0.1", epochs=4))
+    assert any("lr=1e-33" in note and note.startswith("chosen by") for note in outcome.notes)
+    assert np.isfinite(outcome.arrays["weight"]).all()
+
+
+def test_weights_that_diverge_in_the_last_step_are_told():
+    train = split(6, signal=2)
+    for of_picture in train.maps:
+        of_picture[...] *= 100
+    with pytest.raises(InputError, match=r"lr=1e\+38 .*its weights are no numbers at the end: lower it"):
+        run(work(split(6, seed=1, signal=2), train), settings(lr="1e38", epochs=1))
 
 
 def test_a_class_that_training_never_sees_is_named():
@@ -295,9 +323,13 @@ def test_epochs_scale_the_drop_of_the_learning_rate():
     [
         ({"drop": "3"}, "linear.drop=3 does not fit: expected E/N"),
         ({"drop": "9/3"}, "linear.drop=9/3 does not fit"),
+        ({"drop": "0/60"}, "linear.drop=0/60 does not fit: expected E/N with E from 1 to N"),
+        ({"head": "row:abc", "lr": "1"}, "linear.head=row:abc trains nothing and does not read lr"),
+        ({"head": "adapter", "epochs": 3}, "linear.head=adapter trains nothing and does not read epochs"),
         ({"zoom": "2,1"}, "linear.zoom=2.0,1.0 does not fit: expected two numbers, the smaller first"),
         ({"head": "mine"}, "linear.head=mine does not fit: expected auto, train, adapter or row:KEY"),
         ({"lr": ""}, "linear.lr is empty"),
+        ({"lr": "1e39"}, "linear.lr=1e39 does not fit"),
         ({"flip": "0.2"}, "features=cached does not augment pictures and does not read flip"),
     ],
 )
@@ -347,7 +379,7 @@ def test_a_stored_head_scores_without_training():
     for normalize in ("none", "l2", "standardize", "bn"):
         figures, outcome = run(place, settings(epochs=8, normalize=normalize))
         place.arrays["abc"] = outcome.arrays
-        again, other = run(place, settings(epochs=8, normalize=normalize, head="row:abc"))
+        again, other = run(place, settings(head="row:abc"))
         assert again == figures
         assert "nothing was trained" in other.notes[0]
 
@@ -356,3 +388,5 @@ def test_the_protocol_is_registered_with_what_the_table_needs():
     card = registry.card("protocols", "linear")
     assert (card.headline, card.seeds, card.probes) == ("as_predicted", 1, True)
     assert math.isclose(settings("leopart").lr[0], 0.01)
+    assert math.isclose(settings("leopart-resnet").lr[0], 0.1)
+    assert settings("paper").border == settings("released-code").border == "background"
