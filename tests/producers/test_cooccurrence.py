@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,23 +176,11 @@ def test_a_run_from_beginning_to_end(bench, voc, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["map", "picture"])
-def test_a_run_taken_up_again_gives_the_same_bits(bench, voc, tmp_path, where):
-    straight, again = tmp_path / "straight", tmp_path / "again"
+def test_a_run_taken_up_again_gives_the_same_bits(voc, resumed, where):
     chosen = ("--set", f"cut={where}", "--set", "neighbours=corner")
-    assert bench(*words(voc, straight, *chosen, "--workers", 0))[0] == 0
-    (again / "checkpoints").mkdir(parents=True)
-    shutil.copy(straight / "record.json", again)
-    shutil.copy(straight / "checkpoints" / "step-2.pt", again / "checkpoints")
-    status, _, err = bench(*words(voc, again, *chosen, "--workers", 1, "--resume"))
-    assert status == 0, err
-    assert "resumed at step 2 of 6" in err
-    one, two = (held(folder, 6) for folder in (straight, again))
-    assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
-    for key, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(value, two["optimizer"]["state"][key][name]) for name, value in state.items())
-    assert not torch.equal(
-        one["model"]["features.features.0.weight"], held(straight, 2)["model"]["features.features.0.weight"]
-    )
+    straight = resumed(lambda output, *more: words(voc, output, *chosen, *more), 2, 6)
+    early, last = (held(straight, step)["model"]["features.features.0.weight"] for step in (2, 6))
+    assert not torch.equal(early, last)
 
 
 def test_the_adapter_takes_the_trunk_of_the_run(bench, voc, tmp_path):
