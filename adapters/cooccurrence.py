@@ -41,8 +41,8 @@ CARD = MethodCard(
             name="coco-stuff",
             filename="cooccurrence_isola.pytorch",
             manual=(
-                f"download {ARCHIVE}, unpack it, take best_net.pytorch of an Isola model for COCO-Stuff, name it "
-                "cooccurrence_isola.pytorch"
+                f"download {ARCHIVE}, unpack it, take best_net.pytorch of an Isola model for COCO-Stuff (the author's "
+                "answer in issue 52 of the repository has their numbers), name it cooccurrence_isola.pytorch"
             ),
             layouts=(
                 KeyRule(
