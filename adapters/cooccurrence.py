@@ -42,7 +42,7 @@ CARD = MethodCard(
             filename="cooccurrence_isola.pytorch",
             manual=(
                 f"download {ARCHIVE}, unpack it, take best_net.pytorch of an Isola model for COCO-Stuff (the author's "
-                "answer in issue 52 of the repository has their numbers), name it cooccurrence_isola.pytorch"
+                "answer in issue 52 of the repository lists commands by number), name it cooccurrence_isola.pytorch"
             ),
             layouts=(
                 KeyRule(
