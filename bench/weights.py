@@ -276,7 +276,8 @@ def _look_alikes(checkpoint: Mapping[str, Any], source: str) -> str:
         if rule.probe and fits_layout(checkpoint, rule)
     }
     return " or ".join(
-        f"this looks like a {name} file (as of {released}), to be given as {option} {name}@{source}"
+        f"this looks like {'an' if name[0] in 'aeio' else 'a'} {name} file (as of {released}), to be given as {option} "
+        f"{name}@{source}"
         for (option, name), released in found.items()
     )
 

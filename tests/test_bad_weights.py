@@ -75,7 +75,7 @@ def test_a_trunk_that_two_methods_share_is_read_and_said(bench, voc, write, tmp_
     file = write(tmp_path / "file.pth", "iic")
     status, _, err = bench(*asked("--method cooccurrence", str(file)), "--seeds", 1, "--dataset", voc)
     assert status == 0, err
-    assert f"{file} is read as another method's: this looks like a iic file (as of iic@coco-stuff-15)" in err
+    assert f"{file} is read as another method's: this looks like an iic file (as of iic@coco-stuff-15)" in err
 
 
 @pytest.mark.parametrize(
