@@ -25,6 +25,9 @@ Pair = tuple[float, float]
 _MEAN_COLOUR = (124, 116, 104)
 """What lies around a picture that is smaller than its crop: ImageNet's mean, zero after the usual normalisation."""
 
+_RATIO = (3 / 4, 4 / 3)
+"""Least and largest width / height of a random crop: torchvision's RandomResizedCrop, as leopart's probe takes it."""
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -34,7 +37,8 @@ class Warp:
 
     flip: probability of a mirrored pair. rotate: degrees, the angle is within ± this. zoom: least and largest factor,
     about the centre; rotation and zoom keep the picture's frame, and what comes in from outside is black.
-    border: the label of what comes in. area, ratio: of a random crop, see `bench.augment.draw_box`; None = none.
+    border: the label of what comes in. area: share of the picture in a random crop, whose width / height is drawn too
+    (`bench.augment.draw_box`); None = none.
     size: (H, W) that the pair is stretched to; None = as it is. scale: least and largest factor of the size before a
     crop of crop × crop pixels is cut out at random (0 = none); what lies outside the picture is void.
     interpolation: of pictures; label maps take the nearest pixel.
@@ -45,7 +49,6 @@ class Warp:
     zoom: Pair = (1.0, 1.0)
     border: int = IGNORE
     area: Pair | None = None
-    ratio: Pair = (3 / 4, 4 / 3)
     size: tuple[int, int] | None = None
     scale: Pair = (1.0, 1.0)
     crop: int = 0
@@ -71,7 +74,7 @@ def draw(warp: Warp, size: tuple[int, int], rng: np.random.Generator) -> Drawn:
     """Draw for a pair of `size` (H, W)."""
     flip = bool(rng.random() < warp.flip)
     angle, zoom = float(rng.uniform(-warp.rotate, warp.rotate)), float(rng.uniform(*warp.zoom))
-    box = draw_box(size, warp.area, warp.ratio, rng) if warp.area else None
+    box = draw_box(size, warp.area, _RATIO, rng) if warp.area else None
     now = warp.size or ((box[3], box[2]) if box else size)
     factor = float(rng.uniform(*warp.scale))
     height, width = (max(1, round(side * factor)) for side in now)
