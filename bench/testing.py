@@ -166,16 +166,21 @@ def _check_differentiable(adapter: Any, inputs: Any, labels: Any) -> None:
 
 
 class MemoryMaps:
-    """Maps of one tap that lie in memory: `arrays` are float (h, w, D), one per picture of `sizes` (H, W)."""
+    """Maps of one tap that lie in memory: `arrays` are float (h, w, D), one per picture of `sizes` (H, W).
+
+    extents: (H, W) of the network's inputs; None: the pictures' own.
+    """
 
     def __init__(
         self,
         arrays: Sequence[NDArray[np.floating[Any]]],
         key: str = "memory",
         sizes: Sequence[tuple[int, int]] | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.arrays = [np.asarray(array, np.float32) for array in arrays]
         self.sizes = tuple(sizes) if sizes is not None else tuple(array.shape[:2] for array in self.arrays)
+        self.extents = tuple(extents) if extents is not None else self.sizes
         self.names = tuple(f"picture{index}" for index in range(len(arrays)))
         self.grids = tuple((array.shape[0], array.shape[1]) for array in self.arrays)
         self.channels = self.arrays[0].shape[2]
@@ -205,8 +210,9 @@ class MemoryMaps:
     def axes(
         self, index: int, which: int = 0, *, at: Literal["label", "input"] = "label"
     ) -> tuple[dense.Axis, dense.Axis]:
+        pixels = self.sizes[index] if at == "label" else self.extents[index]
         rows, columns = (
-            dense.axis(side, cells, cells, 1) for side, cells in zip(self.sizes[index], self.grids[index], strict=True)
+            dense.axis(side, cells, cells, 1) for side, cells in zip(pixels, self.grids[index], strict=True)
         )
         return rows, columns
 
@@ -256,7 +262,8 @@ class MemorySplit:
     """Pictures of one split: maps, float (h, w, D), and label maps, uint8 (H, W), H a multiple of h.
 
     logits: the method's own foreground, float (h', w'), H a multiple of h'; None where it gives none.
-    masks: mask files, bool (H, W). kind: what the maps hold, as in `bench.records.Tap`.
+    masks: mask files, bool (H, W). kind: what the maps hold, as in `bench.records.Tap`. extents: (H, W) of what the
+    network saw, before padding; None where that was the pictures at their own size.
     """
 
     maps: Sequence[NDArray[np.floating[Any]]]
@@ -264,6 +271,7 @@ class MemorySplit:
     logits: Sequence[NDArray[np.floating[Any]]] | None = None
     masks: Sequence[NDArray[np.bool_]] | None = None
     kind: str = "feature"
+    extents: Sequence[tuple[int, int]] | None = None
 
     def only(self, pictures: Sequence[int]) -> MemorySplit:
         """Some of the pictures."""
@@ -273,6 +281,7 @@ class MemorySplit:
             logits=self.logits and [self.logits[index] for index in pictures],
             masks=self.masks and [self.masks[index] for index in pictures],
             kind=self.kind,
+            extents=self.extents and [self.extents[index] for index in pictures],
         )
 
 
@@ -305,7 +314,7 @@ class MemoryWork:
         self.said: list[str] = []
         self.splits = {"eval": scored, "train": train or scored}
         self._maps = {
-            name: MemoryMaps(split.maps, name, _MemoryExamples(split.labels).sizes)
+            name: MemoryMaps(split.maps, name, _MemoryExamples(split.labels).sizes, split.extents)
             for name, split in self.splits.items()
         }
         self._remembered: dict[str, Mapping[str, NDArray[Any]]] = {}
@@ -315,7 +324,10 @@ class MemoryWork:
         if only is None:
             return whole
         part = MemoryMaps(
-            [whole.arrays[index] for index in only], f"{whole.key} {list(only)}", [whole.sizes[index] for index in only]
+            [whole.arrays[index] for index in only],
+            f"{whole.key} {list(only)}",
+            [whole.sizes[index] for index in only],
+            [whole.extents[index] for index in only],
         )
         part.names = tuple(whole.names[index] for index in only)
         return part
@@ -368,27 +380,33 @@ class MemoryWork:
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
     ) -> list[Counts]:
+        split = self.splits["train" if maps.key.startswith("train") else "eval"]
         tables: list[list[NDArray[np.int64]]] = []
-        for name, index, heads in self._decided(maps, scores):
-            label = self._label(name, maps, index)
+        for name, heads in self._decided(maps, scores, at):
+            label = split.labels[int(name.removeprefix("picture"))]
             tables.append([count_pixels(ids, label, self.classes, self.classes) for ids in heads])
         return [Counts.from_dense(list(of_head)) for of_head in zip(*tables, strict=True)]
 
     def paint_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
     ) -> Iterator[NDArray[np.uint8]]:
-        return (heads[0] for _, _, heads in self._decided(maps, scores))
+        return (heads[0] for _, heads in self._decided(maps, scores, at))
 
-    def _label(self, name: str, maps: Maps, index: int) -> NDArray[np.uint8]:
-        split = self.splits["train" if maps.key.startswith("train") else "eval"]
-        return split.labels[int(name.removeprefix("picture"))]
-
-    def _decided(self, maps: Maps, scores: Iterable[Scores]) -> Iterator[tuple[str, int, list[NDArray[np.uint8]]]]:
+    def _decided(
+        self, maps: Maps, scores: Iterable[Scores], at: Literal["label", "input"]
+    ) -> Iterator[tuple[str, list[NDArray[np.uint8]]]]:
         for index, (name, of_picture) in enumerate(zip(maps.names, scores, strict=True)):
             found: list[NDArray[np.uint8]] = []
             for which, logits in of_picture:
-                found += list(dense.argmax(logits, *maps.axes(index, which)).numpy())
-            yield name, index, found
+                decided = dense.argmax(logits, *maps.axes(index, which, at=at))
+                if at == "input":
+                    rows, columns = (
+                        images.cell_index(len(axis), side, side, 1)
+                        for axis, side in zip(maps.axes(index, which), decided.shape[1:], strict=True)
+                    )
+                    decided = decided[:, rows[:, None], columns]
+                found += list(decided.numpy())
+            yield name, found
 
     def train(self, learner: Learner, optimizer: torch.optim.Optimizer, lessons: Lessons, seed: int) -> None:
         batches = Batches(lessons.samples, min(lessons.batch, lessons.samples), seed, drop_last=lessons.drop_last)
