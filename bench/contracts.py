@@ -282,6 +282,7 @@ class Scope:
     method is not built, and for a protocol that does not read that split. channels: width of the map that is read, None
     while the method is not built.
     own_clusters: K, where the map that is read holds probabilities of the network's own clusters.
+    decoder_tap: the map of the method's pre-trained decoder, "" where it carries none; None while it is not built.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
 
@@ -295,6 +296,7 @@ class Scope:
     own_clusters: int | None = None
     train_vectors: int | None = None
     channels: int | None = None
+    decoder_tap: str | None = None
     explicit: frozenset[str] = frozenset()
 
 
@@ -322,6 +324,7 @@ class Outcome:
     facts: what is worth keeping per seed: numbers, or numbers by name (inertia; the figures of every setting tried).
     matched: class of each cluster (-1 = none) where ids mean classes from the start: nothing is matched with the
         labels then, and the only rule is `as_predicted`. among: the classes that means are taken over; empty = all.
+    read: the maps of the method that were read, where they are not those of `Work.taps`.
     """
 
     counts: Counts
@@ -332,6 +335,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     matched: NDArray[np.integer[Any]] | None = None
     among: tuple[int, ...] = ()
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,7 +245,7 @@ def _evaluate_row(
             **provenance(session.runtime.device, session.runtime.precision),
             "weights_sha256": built.weights_sha256,
             "weights_account": getattr(built.adapter, "account", {}),
-            "map": [asdict(built.adapter.taps[name]) for name in work.taps],
+            "map": [asdict(built.adapter.taps[name]) for name in outcome.read or work.taps],
             **({"earlier": stored.provenance} if stored else {}),
         },
         seconds=session.runtime.clock.take(),

@@ -97,6 +97,7 @@ class Session:
             train_vectors=work.maps("train").vectors if work and reads else None,
             channels=None if work is None else work.maps("eval").channels,
             own_clusters=None if work is None else work.own_clusters,
+            decoder_tap=None if work is None else getattr(work.network, "decoder_tap", ""),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,13 @@ _KEPT = "network/"
 
 def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
     """Train a copy of the method on a part of the train split, or take a stored network, and score it."""
-    carries = bool(getattr(work.network, "decoder_tap", ""))
-    settings = settle(settings, carries=carries)
+    settings = settle(settings, own=_own(work))
     model = build(work, settings, seed)
     if settings.network != "train":
         _load(model, work.stored(settings.network.removeprefix("row:")), settings.network)
         outcome = _scored(work, settings, model)
         outcome.notes = (f"the network of the {settings.network.replace(':', ' ')}; nothing was trained",)
+        outcome.facts = {"settled": {"arm": settings.arm, "map": model.read, "decoder": settings.decoder}}
         return outcome
     train = work.examples("train")
     chosen = _chosen(work, settings, train, seed)
@@ -54,7 +55,8 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
             f"finetune.crop={crop} is one cell of the map, which batch norm cannot train on: take at least "
             f"{2 * model.taps['classes'].stride:g} pixels"
         )
-    notes = [_about(settings, model.read, crop), *_missed(work, chosen)]
+    settings = dataclasses.replace(settings, crop=crop)
+    notes = [_about(settings, model.read), *_missed(work, chosen)]
     for note in notes:
         work.say(note)
     warp = Warp(
@@ -64,7 +66,7 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
         interpolation=settings.interpolation,
     )
     data = _Part(FromPictures(train, warp, seed, pad_to=model.pad_to), chosen)
-    learner = FineTuning(work, model, frozen=settings.bn == "frozen")
+    learner = FineTuning(work, model, bn=settings.bn)
     work.train(
         learner,
         learner.optimizer(settings),
@@ -86,13 +88,13 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
         state = model.state_dict().items()
         outcome.arrays |= {f"{_KEPT}{name}": value.detach().contiguous().cpu().numpy() for name, value in state}
     outcome.notes = tuple(notes)
-    outcome.facts = {"train_pictures": len(chosen)}
+    outcome.facts = {"train_pictures": len(chosen), "settled": _settled(settings, model.read)}
     return outcome
 
 
 def predict(work: Work, settings: FinetuneSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:
     """The classes that a finished row's network gives other pictures."""
-    settings = settle(settings, carries=bool(getattr(work.network, "decoder_tap", "")))
+    settings = settle(settings, own=_own(work))
     model = build(work, settings, 0)
     _load(model, arrays, "the row")
     model.eval()
@@ -109,7 +111,7 @@ def build(work: Work, settings: FinetuneSettings, seed: int) -> Segmenter:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise MismatchError(f"{work.method_name} has no weights, which finetune trains: choose another method")
     body: Any = copy.deepcopy(network).requires_grad_(True)
-    read = str(body.decoder_tap) if settings.decoder == "own" else _read(work, settings, body)
+    read = _own(work) if settings.decoder == "own" else settings.reads or _body(work)
     width = body.taps[read].channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(_INIT, seed).integers(2**62)))
@@ -126,11 +128,14 @@ def build(work: Work, settings: FinetuneSettings, seed: int) -> Segmenter:
     return model.to(memory_format=torch.channels_last)
 
 
-def _read(work: Work, settings: FinetuneSettings, body: Any) -> str:
-    """The map that a decoder is put on: that of the body, unless another than the method's default was asked for."""
-    if settings.tap not in ("", body.default_tap):
-        return settings.tap
-    return str(getattr(body, "body_tap", "") or work.taps[0])
+def _own(work: Work) -> str:
+    """The map of the method's pre-trained decoder, "" where it carries none."""
+    return str(getattr(work.network, "decoder_tap", ""))
+
+
+def _body(work: Work) -> str:
+    """The map that a new decoder is put on where none is named."""
+    return str(getattr(work.network, "body_tap", "") or work.taps[0])
 
 
 def _load(model: Segmenter, arrays: Mapping[str, NDArray[Any]], source: str) -> None:
@@ -184,14 +189,35 @@ def _listed(path: Path, train: Examples) -> list[int]:
     return [place[name] for name in dict.fromkeys(names)]
 
 
-def _about(settings: FinetuneSettings, read: str, crop: int) -> str:
+def _settled(settings: FinetuneSettings, read: str) -> dict[str, Any]:
+    """What every `auto` and 0 came to, for the row."""
+    return {
+        "arm": settings.arm,
+        "map": read,
+        "decoder": settings.decoder,
+        "bn": settings.bn,
+        "lr": settings.lr,
+        "last_lr": settings.last_lr,
+        "crop": settings.crop,
+    }
+
+
+_STATISTICS = {
+    "frozen": "frozen",
+    "frozen-body": "frozen in the body, trained in the new decoder",
+    "train": "trained",
+}
+
+
+def _about(settings: FinetuneSettings, read: str) -> str:
     listed = f"; pictures of a list (sha256 {settings.names_sha256[:8]})" if settings.names else ""
     rates = f"lr {settings.lr:g}"
     rates += f", last layer {settings.last_lr:g}" if settings.last_lr != settings.lr else ""
     rates += f", decoder ×{settings.decoder_lr_mult:g}" if settings.decoder_lr_mult != 1 else ""
     return (
-        f"arm {settings.arm}: map {read}, decoder {settings.decoder}, batch-norm statistics {settings.bn}, {rates}; "
-        f"{settings.iterations} iterations of {settings.batch} crops of {crop} pixels{listed}"
+        f"arm {settings.arm}: map {read}, decoder {settings.decoder}, batch-norm statistics "
+        f"{_STATISTICS[settings.bn]}, {rates}; {settings.iterations} iterations of {settings.batch} crops of "
+        f"{settings.crop} pixels{listed}"
     )
 
 
@@ -206,10 +232,21 @@ def _missed(work: Work, chosen: Sequence[int]) -> list[str]:
 
 
 class FineTuning:
-    """The whole network as the training loop knows it. frozen: batch norm keeps its statistics."""
+    """The whole network as the training loop knows it.
 
-    def __init__(self, work: Work, model: Segmenter, *, frozen: bool) -> None:
-        self._work, self._model, self._frozen = work, model, frozen
+    bn: `frozen`, batch norm keeps its statistics; `frozen-body`, that of the method does, and that of a new decoder
+    learns its own; `train`.
+    """
+
+    def __init__(self, work: Work, model: Segmenter, *, bn: str) -> None:
+        self._work, self._model = work, model
+        kept: dict[str, tuple[nn.Module, ...]] = {"frozen": (model,), "frozen-body": (model.network,), "train": ()}
+        self._frozen = [
+            module
+            for part in kept[bn]
+            for module in part.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
         self._device = torch.device(work.device)
         self._one = torch.ones(1, 1, device=self._device)
 
@@ -238,10 +275,8 @@ class FineTuning:
     def step(self, batch: Sequence[Group]) -> Mapping[str, torch.Tensor]:
         """The gradients of one batch: mean cross-entropy over the labelled pixels of all processes."""
         self._model.train()
-        if self._frozen:
-            for module in self._model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self._frozen:
+            module.eval()
         total = torch.zeros(1, dtype=torch.float64, device=self._device)
         for group in batch:
             total += weighted_pixels(group.labels.to(self._device), self._one.expand(1, len(group.labels)))
@@ -290,4 +325,4 @@ def _scored(work: Work, settings: FinetuneSettings, model: Segmenter) -> Outcome
     model.eval()
     maps = work.maps_by(model, "classes")
     (counts,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
-    return Outcome(counts=counts, matched=np.arange(work.classes))
+    return Outcome(counts=counts, matched=np.arange(work.classes), read=(model.read,))

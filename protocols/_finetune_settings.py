@@ -34,14 +34,19 @@ class FinetuneSettings(InputSettings):
     )
     names: str = setting("", "file that lists the pictures to learn from, one name a line, in place of fractions")
     names_sha256: str = setting("", "of that file's content; filled in")
+    reads: str = setting("", "the map of `tap`, where it names one: not that of the method's body; filled in")
     arm: Literal["auto", "maskcontrast", "imagenet-baseline"] = setting(
         "auto", "whose rates, batch norm and decoder; auto: maskcontrast where the method carries a decoder"
     )
     decoder: Literal["auto", "own", "deeplab", "none"] = setting(
-        "auto", "the method's own, a DeepLab-v3 head from scratch, or none; auto: own where there is one, else deeplab"
+        "auto",
+        "the method's own, a DeepLab-v3 head from scratch, or none; auto: own in the arm maskcontrast of a method that "
+        "carries one, else deeplab",
     )
-    bn: Literal["auto", "frozen", "train"] = setting(
-        "auto", "statistics of batch norm; auto: frozen for maskcontrast, trained for the baseline"
+    bn: Literal["auto", "frozen", "frozen-body", "train"] = setting(
+        "auto",
+        "statistics of batch norm; frozen-body: those of a new decoder are trained; auto: frozen for maskcontrast (but "
+        "never those of a new decoder), trained for the baseline",
     )
     lr: float = setting(0.0, "learning rate; 0: that of the arm and the fraction", minimum=0)
     last_lr: float = setting(0.0, "that of the last convolution; 0: that of the arm and the fraction", minimum=0)
@@ -144,23 +149,34 @@ def crop_of(sizes: Sequence[tuple[int, int]]) -> int:
     return min(math.ceil(shorter / CROP_STEP) * CROP_STEP, LARGEST_CROP)
 
 
-def settle(settings: FinetuneSettings, *, carries: bool) -> FinetuneSettings:
+def settle(settings: FinetuneSettings, *, own: str) -> FinetuneSettings:
     """The settings of one row with every `auto` and 0 replaced by what it comes to, but for the crop.
 
-    carries: the method carries a pre-trained decoder. Source of the rates: supplement, section 5.
-    Raises SettingError for the method's own decoder where it has none.
+    own: the map of the method's pre-trained decoder, "" where it carries none. Source of the rates: supplement,
+    section 5.
+    Raises SettingError for the method's own decoder where it has none, and for a map that is not read beside it.
     """
-    arm = settings.arm if settings.arm != "auto" else "maskcontrast" if carries else "imagenet-baseline"
-    decoder = settings.decoder if settings.decoder != "auto" else "own" if carries else "deeplab"
-    if decoder == "own" and not carries:
+    arm = settings.arm if settings.arm != "auto" else "maskcontrast" if own else "imagenet-baseline"
+    decoder = settings.decoder if settings.decoder != "auto" else "own" if own and arm == "maskcontrast" else "deeplab"
+    if decoder == "own" and not own:
         raise SettingError("finetune.decoder=own: the method carries no decoder; take decoder=deeplab or none")
+    if decoder == "own" and settings.reads not in ("", own):
+        raise SettingError(
+            f"finetune.tap={settings.reads} is not read: the method's own decoder gives the map {own}; drop it, or "
+            "take finetune.decoder=deeplab or none"
+        )
+    bn = settings.bn
+    if bn == "auto":
+        # statistics of a new decoder that were never trained would be those of nothing
+        frozen: Literal["frozen", "frozen-body"] = "frozen-body" if decoder == "deeplab" else "frozen"
+        bn = frozen if arm == "maskcontrast" else "train"
     few = arm == "maskcontrast" and bool(settings.fractions) and fraction(settings.fractions[0]) <= FEW
     lr = settings.lr or (0.001 if few else 0.004)
     return dataclasses.replace(
         settings,
         arm=arm,
         decoder=decoder,
-        bn=settings.bn if settings.bn != "auto" else "frozen" if arm == "maskcontrast" else "train",
+        bn=bn,
         lr=lr,
         last_lr=settings.last_lr or (0.1 if few and not settings.lr else lr),
     )

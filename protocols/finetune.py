@@ -15,7 +15,7 @@ from bench.contracts import Scope, Variant
 from bench.errors import SettingError
 from bench.records import ProtocolCard
 
-from ._finetune_settings import PRESETS, FinetuneSettings, fraction, share
+from ._finetune_settings import PRESETS, FinetuneSettings, fraction, settle, share
 
 __all__ = ["CARD", "expand", "price"]
 
@@ -27,6 +27,7 @@ CARD = ProtocolCard(
     presets=PRESETS,
     seeds=3,
     headline="as_predicted",
+    version=2,
     expand="bench.protocols.finetune:expand",
     predict="bench.protocols._finetune:predict",
     price="bench.protocols.finetune:price",
@@ -37,13 +38,18 @@ CARD = ProtocolCard(
 def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     """One row per fraction; one for a list of names.
 
-    Raises SettingError for fractions that are none, and settings that contradict each other.
+    What follows from the arm stays `auto` here, so that methods of both arms stand in one column of a table; the row's
+    facts say what it came to.
+    Raises SettingError for fractions that are none, and settings that contradict each other or the method.
     """
+    settings = dataclasses.replace(settings, reads=settings.tap)
     if len(settings.scale) != 2 or settings.scale[0] > settings.scale[1]:
         given = ",".join(map(str, settings.scale))
         raise SettingError(f"finetune.scale={given} does not fit: expected two numbers, the smaller first")
     if settings.network != "train" and not re.fullmatch(r"row:.+", settings.network):
         raise SettingError(f"finetune.network={settings.network} does not fit: expected train or row:KEY")
+    if scope.decoder_tap is not None:
+        settle(settings, own=scope.decoder_tap)
     if settings.network != "train":
         return [Variant(settings=dataclasses.replace(settings, fractions=()))]
     if settings.names:

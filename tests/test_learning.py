@@ -214,3 +214,27 @@ def test_a_killed_fine_tuning_ends_with_the_same_bits(bench, voc, tmp_path):
     again = bench(*words, "--results", killed, "--set", f"finetune.network=row:{row['key']}")
     assert again[0] == 0, again[2]
     assert rows_of(again[1])[0]["per_seed"][0]["scores"] == row["per_seed"][0]["scores"]
+
+
+TUNING = ("eval", "--method", "maskcontrast@random", "--protocol", "finetune", "--json", "--seeds", "1",
+          "--set", "maskcontrast.arch=small", "--set", "finetune.iterations=1", "--set", "finetune.crop=32",
+          "--set", "finetune.fractions=100%")  # fmt: skip
+
+
+def test_a_row_of_fine_tuning_says_what_ran(bench, voc, monkeypatch):
+    rows = {}
+    for words in ((), ("--set", "finetune.decoder=none"), ("--set", "finetune.decoder=none", "--set", "tap=embedding")):
+        status, out, err = bench(*TUNING, *words, "--dataset", voc)
+        assert status == 0, err
+        (rows[words],) = rows_of(out)
+    assert len({row["key"] for row in rows.values()}) == 3  # `embedding` is the method's default map, and read here
+    settled = [row["per_seed"][0]["settled"] for row in rows.values()]
+    assert [(found["map"], found["decoder"]) for found in settled] == [
+        ("decoder", "own"), (settled[1]["map"], "none"), ("embedding", "none")]  # fmt: skip
+    assert settled[1]["map"] not in ("decoder", "embedding")
+    for row, found in zip(rows.values(), settled, strict=True):
+        assert [tap["name"] for tap in row["provenance"]["map"]] == [found["map"]]
+        assert (found["arm"], found["bn"], found["lr"], found["crop"]) == ("maskcontrast", "frozen", 0.004, 32)
+    monkeypatch.setattr("bench.evaluate.build", None)  # finished rows are found without the network
+    for words, row in rows.items():
+        assert rows_of(bench(*TUNING, *words, "--dataset", voc)[1]) == [row]

@@ -16,6 +16,7 @@ from bench.errors import InputError, MismatchError, SettingError
 from bench.metrics import evaluate_predictions
 from bench.protocols import _draw, _finetune, _samples, finetune
 from bench.protocols._finetune_settings import FinetuneSettings, crop_of, fraction, settle, share
+from bench.records import Tap
 from bench.settings import apply
 from bench.testing import MemorySplit, MemoryWork
 
@@ -51,6 +52,30 @@ def conv_work(train: MemorySplit | None = None, **attributes: Any) -> MemoryWork
     for name, value in attributes.items():
         setattr(network, name, value)
     return MemoryWork(train or split(), classes=CLASSES, network=network)
+
+
+class ThreeMaps(Backbone):
+    """A body, a decoder on it and an embedding, of different widths, as MaskContrast has them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        widths = {"deep": 8, "decoder": 6, "embedding": 5}
+        super().__init__(
+            nn.ModuleDict({"deep": nn.Conv2d(3, 8, 3, 2, 1), "decoder": nn.Sequential(nn.Conv2d(8, 6, 1)),
+                           "embedding": nn.Conv2d(6, 5, 1)}),
+            taps=[Tap(name=name, channels=width, stride=2) for name, width in widths.items()],
+            default_tap="embedding",
+        )  # fmt: skip
+        self.body_tap, self.decoder_tap = "deep", "decoder"
+
+    def decoder_parameters(self) -> Any:
+        return self.body["decoder"].parameters()
+
+    def maps(self, inputs: torch.Tensor, taps: Any) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, part in self.body.items():
+            inputs = found[name] = part(inputs)
+        return {name: found[name] for name in taps}
 
 
 def score(work: MemoryWork, settings: FinetuneSettings, seed: int = 0) -> tuple[float, Any]:
@@ -98,21 +123,84 @@ def test_every_fraction_is_a_row_of_its_own():
         ("2%", True, {}, ("maskcontrast", "own", "frozen", 0.001, 0.1)),
         ("5%", True, {}, ("maskcontrast", "own", "frozen", 0.004, 0.004)),
         ("1%", False, {}, ("imagenet-baseline", "deeplab", "train", 0.004, 0.004)),
-        ("1%", False, {"arm": "maskcontrast"}, ("maskcontrast", "deeplab", "frozen", 0.001, 0.1)),
-        ("100%", True, {"arm": "imagenet-baseline"}, ("imagenet-baseline", "own", "train", 0.004, 0.004)),
+        ("1%", False, {"arm": "maskcontrast"}, ("maskcontrast", "deeplab", "frozen-body", 0.001, 0.1)),
+        ("1%", False, {"arm": "maskcontrast", "bn": "frozen"}, ("maskcontrast", "deeplab", "frozen", 0.001, 0.1)),
+        ("100%", True, {"arm": "imagenet-baseline"}, ("imagenet-baseline", "deeplab", "train", 0.004, 0.004)),
+        ("5%", True, {"decoder": "deeplab"}, ("maskcontrast", "deeplab", "frozen-body", 0.004, 0.004)),
+        ("5%", True, {"decoder": "own", "arm": "imagenet-baseline"}, (
+            "imagenet-baseline", "own", "train", 0.004, 0.004)),
         ("1%", True, {"lr": 0.5}, ("maskcontrast", "own", "frozen", 0.5, 0.5)),
         ("1%", False, {"decoder": "none", "bn": "frozen", "last_lr": 2.0}, (
             "imagenet-baseline", "none", "frozen", 0.004, 2.0)),
     ],
 )  # fmt: skip
 def test_arms_are_those_of_the_supplement(text, carries, changes, wanted):
-    found = settle(one(fractions=text, **changes), carries=carries)
+    found = settle(one(fractions=text, **changes), own="decoder" if carries else "")
     assert (found.arm, found.decoder, found.bn, found.lr, found.last_lr) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({}, "decoder"),
+        ({"tap": "decoder"}, "decoder"),
+        ({"decoder": "none"}, "deep"),
+        ({"arm": "imagenet-baseline"}, "deep"),
+        ({"decoder": "none", "tap": "embedding"}, "embedding"),
+        ({"decoder": "deeplab", "tap": "decoder"}, "decoder"),
+    ],
+)
+def test_the_map_that_is_read_is_named(changes, read):
+    work = MemoryWork(split(), classes=CLASSES, network=ThreeMaps())
+    settings = one(iterations=1, crop=16, **changes)
+    model = _finetune.build(work, settle(settings, own="decoder"), 0)
+    assert model.read == read
+    if settings.decoder != "deeplab" and settings.arm == "auto":
+        assert model.classifier.in_channels == ThreeMaps().taps[read].channels
+    _, outcome = score(work, settings)
+    assert outcome.read == (read,)
+    assert outcome.facts["settled"]["map"] == read
+
+
+def test_a_map_beside_the_methods_own_decoder_is_refused():
+    work = MemoryWork(split(), classes=CLASSES, network=ThreeMaps())
+    for tap in ("embedding", "deep"):
+        with pytest.raises(SettingError, match=f"finetune.tap={tap} is not read: .* take finetune.decoder=deeplab or"):
+            _finetune.run(work, one(tap=tap), 0)
+    scope = Scope(classes=CLASSES, device="cpu", train=100, decoder_tap="decoder")
+    with pytest.raises(SettingError, match="gives the map decoder; drop it"):
+        finetune.expand(FinetuneSettings(tap="deep"), scope)
+
+
+def test_what_ran_is_data_of_the_row():
+    _, outcome = score(conv_work(), one(iterations=1))
+    assert outcome.facts["settled"] == {
+        "arm": "imagenet-baseline", "map": "last", "decoder": "deeplab", "bn": "train",
+        "lr": 0.004, "last_lr": 0.004, "crop": 32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("bn", "learns"), [("auto", True), ("frozen-body", True), ("frozen", False)])
+def test_statistics_of_a_new_decoder_are_never_left_at_their_first_values_unasked(bn, learns):
+    work = conv_work()
+    settings = settle(one(arm="maskcontrast", bn=bn), own="")
+    model = _finetune.build(work, settings, 0)
+    learner = _finetune.FineTuning(work, model, bn=settings.bn)
+    learner.step(batch_of(work, [0, 2, 3]))
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    moved = {name: bool(m.running_mean.any()) for name, m in norms.items() if m.running_mean is not None}
+    assert {flag for name, flag in moved.items() if name.startswith("network.")} == {False}
+    assert {flag for name, flag in moved.items() if name.startswith("decoder.")} == {learns}
+
+
+def test_a_note_says_whose_statistics_are_frozen():
+    _, outcome = score(conv_work(), one(arm="maskcontrast", iterations=1, crop=16))
+    assert "decoder deeplab, batch-norm statistics frozen in the body, trained in the new decoder" in outcome.notes[0]
 
 
 def test_a_decoder_that_is_not_there_is_refused():
     with pytest.raises(SettingError, match="carries no decoder"):
-        settle(one(decoder="own"), carries=False)
+        settle(one(decoder="own"), own="")
 
 
 def test_crops_follow_the_pictures():
@@ -175,10 +263,10 @@ def batch_of(work: MemoryWork, indices: list[int]) -> list[_samples.Group]:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_one_step_equals_a_plain_transcription(frozen):
     work = conv_work()
-    settings = settle(one(bn="frozen" if frozen else "train", decoder="none"), carries=False)
+    settings = settle(one(bn="frozen" if frozen else "train", decoder="none"), own="")
     model = _finetune.build(work, settings, 0).double()
     model.preprocess = lambda pictures: work.network.preprocess(pictures).double()
-    learner = _finetune.FineTuning(work, model, frozen=frozen)
+    learner = _finetune.FineTuning(work, model, bn=settings.bn)
     learner._one = learner._one.double()
     plain = _finetune.build(work, settings, 0).double()
     (group,) = batch_of(work, [0, 2, 3])
@@ -198,9 +286,9 @@ def test_one_step_equals_a_plain_transcription(frozen):
 
 def test_rates_reach_their_layers():
     work = conv_work()
-    settings = settle(one(lr=0.5, last_lr=3.0, decoder_lr_mult=10.0), carries=False)
+    settings = settle(one(lr=0.5, last_lr=3.0, decoder_lr_mult=10.0), own="")
     model = _finetune.build(work, settings, 0)
-    groups = _finetune.FineTuning(work, model, frozen=False).optimizer(settings).param_groups
+    groups = _finetune.FineTuning(work, model, bn="train").optimizer(settings).param_groups
     assert [group["lr"] for group in groups] == [0.5, 5.0, 3.0]
     assert model.decoder is not None
     assert [len(group["params"]) for group in groups] == [4, len(list(model.decoder.parameters())), 2]
@@ -220,7 +308,7 @@ def test_labels_as_pictures_reach_everything():
     work = MemoryWork(scored, train=train, classes=CLASSES)
     miou, outcome = score(work, one(**QUICK))
     assert miou >= 0.99
-    assert outcome.facts == {"train_pictures": 8}
+    assert outcome.facts["train_pictures"] == 8
 
 
 def test_the_method_itself_is_not_changed():
@@ -234,7 +322,7 @@ def test_the_method_itself_is_not_changed():
 def test_one_picture_and_one_batch_train_with_batch_norm():
     work = conv_work(split(1))
     _, outcome = score(work, one(iterations=2, crop=16))
-    assert outcome.facts == {"train_pictures": 1}
+    assert outcome.facts["train_pictures"] == 1
 
 
 def test_a_crop_of_one_cell_is_refused():
@@ -280,7 +368,7 @@ def test_seeds_draw_other_pictures_and_other_weights():
     work = conv_work(split(40))
     chosen = [_finetune._chosen(work, one(fractions="12.5%"), work.examples("train"), seed) for seed in (0, 1)]
     assert chosen[0] != chosen[1]
-    first, second = (_finetune.build(work, settle(one(), carries=False), seed) for seed in (0, 1))
+    first, second = (_finetune.build(work, settle(one(), own=""), seed) for seed in (0, 1))
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
 
 
@@ -293,10 +381,10 @@ def test_the_price_counts_passes():
 
 def test_a_rate_for_a_decoder_that_is_not_there_is_refused():
     work = conv_work()
-    settings = settle(one(decoder="none", decoder_lr_mult=10.0), carries=False)
+    settings = settle(one(decoder="none", decoder_lr_mult=10.0), own="")
     model = _finetune.build(work, settings, 0)
     with pytest.raises(SettingError, match="is for a decoder"):
-        _finetune.FineTuning(work, model, frozen=False).optimizer(settings)
+        _finetune.FineTuning(work, model, bn="train").optimizer(settings)
 
 
 def test_a_stored_network_is_one_row_and_needs_no_train_split():
