@@ -451,7 +451,7 @@ class Work(Protocol):
         ...
 
     def keep_list(self, name: str, lines: Sequence[str]) -> None:
-        """Write a list of pictures into the folder of results, for people to use elsewhere."""
+        """Write a list of pictures into the folder of results, for people to use elsewhere; the row names its file."""
         ...
 
     def remember(

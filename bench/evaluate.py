@@ -6,7 +6,7 @@ data set → adapter → maps → protocol → counts → scores → row
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -233,7 +233,7 @@ def _evaluate_row(
     for seed in missing:
         outcome: Outcome = protocol(work, variant.settings, seed)
         with session.runtime.clock.phase("score"):
-            per_seed.append(_score(session, outcome, seed))
+            per_seed.append(_score(session, outcome, seed, work.take_lists()))
         arrays |= _arrays(work, outcome, seed, first=len(per_seed) == 1)
         notes += outcome.notes
     row = Row.of(
@@ -258,8 +258,8 @@ def _evaluate_row(
     return saved
 
 
-def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:
-    """Every convention from one seed's counts."""
+def _score(session: Session, outcome: Outcome, seed: int, lists: Mapping[str, str]) -> dict[str, Any]:
+    """Every convention from one seed's counts. lists: files of the lists of pictures that were kept, by name."""
     plan = session.plan
     background = plan.dataset.background
     if outcome.matched is None:
@@ -273,7 +273,8 @@ def _score(session: Session, outcome: Outcome, seed: int) -> dict[str, Any]:
             f"the label maps of {plan.split!r} of {plan.dataset.name} hold nothing but void (255): nothing can be "
             "scored; choose another --split or correct the maps"
         )
-    return {"seed": seed, **outcome.facts, **scores}
+    named = {"lists": lists} if lists else {}
+    return {"seed": seed, **named, **outcome.facts, **scores}
 
 
 def _arrays(work: MethodWork, outcome: Outcome, seed: int, *, first: bool) -> dict[str, NDArray[Any]]:

@@ -204,6 +204,7 @@ class MethodWork:
         self._said: set[str] = set()
         self.row_key = ""
         """Of the row that is being made: where what is learnt for it is kept meanwhile."""
+        self._lists: dict[str, str] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -544,11 +545,18 @@ class MethodWork:
         return arrays_of(row, store)
 
     def keep_list(self, name: str, lines: Sequence[str]) -> None:
-        """Write a list of pictures into `lists/` of the folder of results."""
-        dataset = self._session.plan.dataset.name
-        path = self._session.store.folder / "lists" / f"{dataset}-{name}.txt"
-        text = "".join(f"{line}\n" for line in lines)
-        on_rank_0(lambda: write_atomic(path, text.encode(), fix="choose another --results"))
+        """Write a list of pictures into `lists/` of the folder of results, in a file named by its content too."""
+        text = "".join(f"{line}\n" for line in lines).encode()
+        digest = hashlib.sha256(text).hexdigest()[:8]
+        file = f"lists/{self._session.plan.dataset.name}-{name}-{digest}.txt"
+        path = self._session.store.folder / file
+        on_rank_0(lambda: write_atomic(path, text, fix="choose another --results"))
+        self._lists[name] = file
+
+    def take_lists(self) -> dict[str, str]:
+        """The files, relative to the folder of results, of the lists that were kept since the last call, by name."""
+        taken, self._lists = self._lists, {}
+        return taken
 
     def cells(self, split: str, inside: ObjectSettings) -> list[NDArray[np.bool_]]:
         key = (split, inside.foreground, inside.threshold)

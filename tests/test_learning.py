@@ -238,3 +238,15 @@ def test_a_row_of_fine_tuning_says_what_ran(bench, voc, monkeypatch):
     monkeypatch.setattr("bench.evaluate.build", None)  # finished rows are found without the network
     for words, row in rows.items():
         assert rows_of(bench(*TUNING, *words, "--dataset", voc)[1]) == [row]
+
+
+def test_every_list_is_kept_and_named_by_its_row(bench, voc):
+    named = []
+    for words in ((), ("--limit", "2")):
+        status, out, err = bench(*TUNING, "--set", "finetune.decoder=none", *words, "--dataset", voc)
+        assert status == 0, err
+        ((name, file),) = rows_of(out)[0]["per_seed"][0]["lists"].items()
+        assert name == "train-random-100%-seed0"
+        named.append(sorted((paths.results_root() / file).read_text().split()))
+    assert named == [["train0", "train1", "train2", "train3"], ["train0", "train1"]]
+    assert len(list((paths.results_root() / "lists").iterdir())) == 2

@@ -57,6 +57,8 @@ def conv_work(train: MemorySplit | None = None, **attributes: Any) -> MemoryWork
 class ThreeMaps(Backbone):
     """A body, a decoder on it and an embedding, of different widths, as MaskContrast has them."""
 
+    body: nn.ModuleDict
+
     def __init__(self) -> None:
         torch.manual_seed(0)
         widths = {"deep": 8, "decoder": 6, "embedding": 5}
