@@ -24,7 +24,7 @@ from bench.trainer import poly
 from bench.warp import Warp
 
 from ._draw import drawn, rare_first
-from ._finetune_settings import FinetuneSettings, crop_of, fraction, settle
+from ._finetune_settings import FinetuneSettings, crop_of, fraction, listed, settle
 from ._samples import FromPictures, Group, together
 from ._scores import as_they_are
 
@@ -39,7 +39,8 @@ _KEPT = "network/"
 
 def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
     """Train a copy of the method on a part of the train split, or take a stored network, and score it."""
-    settings = settle(settings, own=_own(work))
+    pictures = len(work.examples("train").names) if settings.names else 0
+    settings = settle(settings, own=_own(work), pictures=pictures)
     model = build(work, settings, seed)
     if settings.network != "train":
         _load(model, work.stored(settings.network.removeprefix("row:")), settings.network)
@@ -140,12 +141,20 @@ def _body(work: Work) -> str:
 
 def _load(model: Segmenter, arrays: Mapping[str, NDArray[Any]], source: str) -> None:
     state = model.state_dict()
-    missing = [name for name in state if f"{_KEPT}{name}" not in arrays]
+    missing = [
+        name
+        for name, value in state.items()
+        if f"{_KEPT}{name}" not in arrays or np.shape(arrays[f"{_KEPT}{name}"]) != tuple(value.shape)
+    ]
     if missing:
-        raise SettingError(
-            f"{source} keeps no network of this form ({len(missing)} tensors are missing, the first is {missing[0]}): "
-            "give a row of the same method, arm and decoder that was made with finetune.keep=true"
+        kept = any(name.startswith(_KEPT) for name in arrays)
+        fix = (
+            f"{len(missing)} tensors are missing or of another shape, the first is {missing[0]}: give a row of the "
+            "same method, map, arm and decoder"
+            if kept
+            else "it has none, as with finetune.keep=false: make it once more with finetune.keep=true and --again"
         )
+        raise SettingError(f"{source} keeps no network of this form: {fix}")
     model.load_state_dict({name: torch.from_numpy(np.array(arrays[f"{_KEPT}{name}"])) for name in state})
 
 
@@ -180,13 +189,13 @@ def _chosen(work: Work, settings: FinetuneSettings, train: Examples, seed: int) 
 
 
 def _listed(path: Path, train: Examples) -> list[int]:
-    names = [line.strip() for line in path.read_text("utf-8", errors="replace").split("\n") if line.strip()]
+    names = listed(path)
     place = {name: index for index, name in enumerate(train.names)}
     unknown = [name for name in names if name not in place]
     if unknown or not names:
         seen = f"{len(unknown)} names are not, the first is {unknown[0]!r}" if unknown else "it is empty"
         raise InputError(f"the list {path} must name pictures of the train split, one a line: {seen}; correct the list")
-    return [place[name] for name in dict.fromkeys(names)]
+    return [place[name] for name in names]
 
 
 def _settled(settings: FinetuneSettings, read: str) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bench.errors import SettingError
 from bench.records import Choice, Preset, Source
 from bench.settings import InputSettings, setting
 
-__all__ = ["PRESETS", "FinetuneSettings", "crop_of", "fraction", "settle", "share"]
+__all__ = ["PRESETS", "FinetuneSettings", "crop_of", "fraction", "listed", "settle", "share"]
 
 LARGEST_CROP, CROP_STEP = 512, 32
 """Pixels: `crop=0` is the median of the pictures' shorter sides, up to a multiple of the step, at most the largest."""
@@ -48,8 +49,8 @@ class FinetuneSettings(InputSettings):
         "statistics of batch norm; frozen-body: those of a new decoder are trained; auto: frozen for maskcontrast (but "
         "never those of a new decoder), trained for the baseline",
     )
-    lr: float = setting(0.0, "learning rate; 0: that of the arm and the fraction", minimum=0)
-    last_lr: float = setting(0.0, "that of the last convolution; 0: that of the arm and the fraction", minimum=0)
+    lr: float = setting(0.0, "learning rate; 0: that of the arm and the share of labels", minimum=0)
+    last_lr: float = setting(0.0, "that of the last convolution; 0: that of the arm and the share of labels", minimum=0)
     decoder_lr_mult: float = setting(1.0, "the decoder's rate is that of the body times this", minimum=0)
     iterations: int = setting(20_000, "steps, the same at every fraction", minimum=1)
     batch: int = setting(8, "pictures a step", minimum=1)
@@ -149,11 +150,24 @@ def crop_of(sizes: Sequence[tuple[int, int]]) -> int:
     return min(math.ceil(shorter / CROP_STEP) * CROP_STEP, LARGEST_CROP)
 
 
-def settle(settings: FinetuneSettings, *, own: str) -> FinetuneSettings:
+def listed(path: Path) -> list[str]:
+    """The names that a list of pictures holds, one a line, each once."""
+    lines = (line.strip() for line in path.read_text("utf-8", errors="replace").split("\n"))
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _is_few(settings: FinetuneSettings, pictures: int) -> bool:
+    """Few enough labels for the seed's other rates; a list is as few as a fraction that takes as many pictures."""
+    if settings.names:
+        return bool(pictures) and len(listed(Path(settings.names))) <= max(1, round(FEW * pictures))
+    return bool(settings.fractions) and fraction(settings.fractions[0]) <= FEW
+
+
+def settle(settings: FinetuneSettings, *, own: str, pictures: int = 0) -> FinetuneSettings:
     """The settings of one row with every `auto` and 0 replaced by what it comes to, but for the crop.
 
-    own: the map of the method's pre-trained decoder, "" where it carries none. Source of the rates: supplement,
-    section 5.
+    own: the map of the method's pre-trained decoder, "" where it carries none. pictures: of the train split, whose
+    share decides the rates of a list. Source of the rates: supplement, section 5.
     Raises SettingError for the method's own decoder where it has none, and for a map that is not read beside it.
     """
     arm = settings.arm if settings.arm != "auto" else "maskcontrast" if own else "imagenet-baseline"
@@ -170,7 +184,7 @@ def settle(settings: FinetuneSettings, *, own: str) -> FinetuneSettings:
         # statistics of a new decoder that were never trained would be those of nothing
         frozen: Literal["frozen", "frozen-body"] = "frozen-body" if decoder == "deeplab" else "frozen"
         bn = frozen if arm == "maskcontrast" else "train"
-    few = arm == "maskcontrast" and bool(settings.fractions) and fraction(settings.fractions[0]) <= FEW
+    few = arm == "maskcontrast" and _is_few(settings, pictures)
     lr = settings.lr or (0.001 if few else 0.004)
     return dataclasses.replace(
         settings,

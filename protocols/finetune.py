@@ -35,6 +35,13 @@ CARD = ProtocolCard(
 )
 
 
+_TRAINING = (
+    "fractions", "split", "names", "bn", "lr", "last_lr", "decoder_lr_mult", "iterations", "batch", "drop_last",
+    "momentum", "weight_decay", "power", "init_std", "crop", "scale", "flip", "keep",
+)  # fmt: skip
+"""What a stored network does not read."""
+
+
 def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     """One row per fraction; one for a list of names.
 
@@ -42,6 +49,9 @@ def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     facts say what it came to.
     Raises SettingError for fractions that are none, and settings that contradict each other or the method.
     """
+    for name, of in (("reads", "tap"), ("names_sha256", "names")):
+        if name in scope.explicit:
+            raise SettingError(f"finetune.{name} is filled in: give finetune.{of}")
     settings = dataclasses.replace(settings, reads=settings.tap)
     if len(settings.scale) != 2 or settings.scale[0] > settings.scale[1]:
         given = ",".join(map(str, settings.scale))
@@ -51,6 +61,11 @@ def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     if scope.decoder_tap is not None:
         settle(settings, own=scope.decoder_tap)
     if settings.network != "train":
+        if unread := sorted(scope.explicit & set(_TRAINING)):
+            raise SettingError(
+                f"finetune.network={settings.network} trains nothing and does not read {', '.join(unread)}: drop it, "
+                "or drop finetune.network"
+            )
         return [Variant(settings=dataclasses.replace(settings, fractions=()))]
     if settings.names:
         if "fractions" in scope.explicit:

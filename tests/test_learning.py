@@ -189,11 +189,13 @@ def test_several_maps_are_searched_in_one_pass(bench, voc):
 
 
 def test_a_killed_fine_tuning_ends_with_the_same_bits(bench, voc, tmp_path):
-    words = [
+    method = [
         *("eval", "--method", "maskcontrast@random", "--protocol", "finetune", "--dataset", str(voc), "--json"),
-        *("--set", "maskcontrast.arch=small", "--set", "finetune.fractions=100%", "--set", "finetune.iterations=110"),
+        *("--set", "maskcontrast.arch=small", "--seeds", "1", "--set", "finetune.decoder=none"),
+    ]
+    words = [
+        *(*method, "--set", "finetune.fractions=100%", "--set", "finetune.iterations=110"),
         *("--set", "finetune.crop=32", "--set", "finetune.batch=2", "--set", "finetune.arm=imagenet-baseline"),
-        *("--seeds", "1", "--set", "finetune.decoder=none"),
     ]
     status, straight, err = bench(*words, "--results", tmp_path / "straight")
     assert status == 0, err
@@ -211,7 +213,7 @@ def test_a_killed_fine_tuning_ends_with_the_same_bits(bench, voc, tmp_path):
     picture = next((voc / "JPEGImages").glob("val1*"))
     painted = bench("predict", picture, "--method", "maskcontrast@random", "--row", row["key"], "--results", killed)
     assert painted[0] == 0, painted[2]
-    again = bench(*words, "--results", killed, "--set", f"finetune.network=row:{row['key']}")
+    again = bench(*method, "--results", killed, "--set", f"finetune.network=row:{row['key']}")
     assert again[0] == 0, again[2]
     assert rows_of(again[1])[0]["per_seed"][0]["scores"] == row["per_seed"][0]["scores"]
 
@@ -250,3 +252,16 @@ def test_every_list_is_kept_and_named_by_its_row(bench, voc):
         named.append(sorted((paths.results_root() / file).read_text().split()))
     assert named == [["train0", "train1", "train2", "train3"], ["train0", "train1"]]
     assert len(list((paths.results_root() / "lists").iterdir())) == 2
+
+
+def test_a_network_that_was_not_kept_is_made_once_more(bench, voc):
+    words = (*TUNING, "--set", "finetune.decoder=none", "--dataset", voc)
+    status, out, err = bench(*words, "--set", "finetune.keep=false")
+    assert status == 0, err
+    stored = (*TUNING[:10], "--set", "finetune.decoder=none", "--dataset", voc,
+              "--set", f"finetune.network=row:{rows_of(out)[0]['key']}")  # fmt: skip
+    status, _, err = bench(*stored)
+    assert status == 2
+    assert "make it once more with finetune.keep=true and --again" in err.splitlines()[-1]
+    assert bench(*words, "--again")[0] == 0
+    assert bench(*stored)[0] == 0

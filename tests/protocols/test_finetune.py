@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,12 @@ class ThreeMaps(Backbone):
         for name, part in self.body.items():
             inputs = found[name] = part(inputs)
         return {name: found[name] for name in taps}
+
+
+def stored(key: str) -> FinetuneSettings:
+    """The network of a row that was made with QUICK."""
+    (settings,) = variants(network=f"row:{key}", decoder="none")
+    return settings
 
 
 def score(work: MemoryWork, settings: FinetuneSettings, seed: int = 0) -> tuple[float, Any]:
@@ -332,6 +339,18 @@ def test_a_crop_of_one_cell_is_refused():
         _finetune.run(conv_work(), one(crop=2), 0)
 
 
+@pytest.mark.parametrize(("listed", "wanted"), [(1, (0.001, 0.1)), (3, (0.001, 0.1)), (4, (0.004, 0.004))])
+def test_a_list_has_the_rates_of_its_share(tmp_path, listed, wanted):
+    """3 of 130 pictures are more than 2 %, and what a fraction of 2 % takes."""
+    file = tmp_path / "few.txt"
+    file.write_text("".join(f"picture{index}\n" for index in range(listed)) + "picture0\n")
+    work = conv_work(split(130), decoder_tap="last", decoder_parameters=lambda: iter(()))
+    (settings,) = variants(names=str(file), iterations=1, crop=16)
+    _, outcome = score(work, settings)
+    assert outcome.facts["train_pictures"] == listed
+    assert (outcome.facts["settled"]["lr"], outcome.facts["settled"]["last_lr"]) == wanted
+
+
 def test_missing_classes_are_named():
     work = conv_work(split(4, classes=2))
     _, outcome = score(work, one(iterations=1, crop=16))
@@ -342,7 +361,7 @@ def test_a_stored_network_scores_and_paints_again():
     work = MemoryWork(split(4, seed=1), train=split(6), classes=CLASSES)
     miou, outcome = score(work, one(**QUICK))
     work.arrays["abc"] = outcome.arrays
-    again, other = score(work, one(**QUICK, network="row:abc"))
+    again, other = score(work, stored("abc"))
     assert again == miou
     assert "nothing was trained" in other.notes[0]
     painting = _finetune.predict(work, one(**QUICK), outcome.arrays)
@@ -352,8 +371,11 @@ def test_a_stored_network_scores_and_paints_again():
     _, unkept = score(work, one(**QUICK, keep=False))
     assert unkept.arrays == {}
     work.arrays["abc"] = {}
-    with pytest.raises(SettingError, match="keeps no network of this form"):
-        score(work, one(**QUICK, network="row:abc"))
+    with pytest.raises(SettingError, match=r"make it once more with finetune\.keep=true and --again"):
+        _finetune.run(work, stored("abc"), 0)
+    work.arrays["abc"] = {**outcome.arrays, "network/classifier.weight": np.zeros((2, 2, 1, 1))}
+    with pytest.raises(SettingError, match=r"1 tensors .* of another shape, the first is classifier\.weight"):
+        _finetune.run(work, stored("abc"), 0)
 
 
 def test_a_method_without_weights_is_refused():
@@ -387,6 +409,29 @@ def test_a_rate_for_a_decoder_that_is_not_there_is_refused():
     model = _finetune.build(work, settings, 0)
     with pytest.raises(SettingError, match="is for a decoder"):
         _finetune.FineTuning(work, model, bn="train").optimizer(settings)
+
+
+@pytest.mark.parametrize(
+    "given", [{"fractions": "5%"}, {"lr": 0.1, "iterations": 3}, {"names": "list.txt"}, {"crop": 32}, {"keep": True}]
+)
+def test_a_stored_network_reads_no_settings_of_training(given):
+    with pytest.raises(SettingError) as caught:
+        variants(network="row:abc", **given)
+    assert str(caught.value) == (
+        f"finetune.network=row:abc trains nothing and does not read {', '.join(sorted(given))}: drop it, or drop "
+        "finetune.network"
+    )
+    read = {"decoder": "none", "arm": "maskcontrast", "tap": "layer3", "decide": "input", "size": "64",
+            "interpolation": "bilinear", "dtype": "float16"}  # fmt: skip
+    variants(network="row:abc", **read)
+    others = {"network", "reads", "names_sha256"}
+    assert {field.name for field in dataclasses.fields(FinetuneSettings)} == {*finetune._TRAINING, *read, *others}
+
+
+@pytest.mark.parametrize(("name", "of"), [("reads", "tap"), ("names_sha256", "names")])
+def test_what_is_filled_in_is_not_given(name, of):
+    with pytest.raises(SettingError, match=f"finetune.{name} is filled in: give finetune.{of}"):
+        variants(**{name: "x"})
 
 
 def test_a_stored_network_is_one_row_and_needs_no_train_split():
