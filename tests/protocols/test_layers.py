@@ -148,7 +148,7 @@ def test_a_picture_goes_through_the_network_once(bench, data, monkeypatch):
 
     monkeypatch.setattr(SplitMaps, "_forward", counted)
     words = ("--method", "timm:resnet18@random", "--dataset", data, "--seeds", 2, "--size", 64)
-    rows(bench, *words, "--protocol", "kmeans", "--set", "kmeans.tap=search")
+    rows(bench, *words, "--protocol", "kmeans", "--set", "kmeans.tap=stage3,stage4")
     assert sum(number for number, _ in seen) == 6 + 2
     assert len({taps for _, taps in seen}) == 1
 
