@@ -25,7 +25,8 @@ from bench.records import AdapterRequest, Source
 
 PRESETS = {preset.name: preset for preset in CARD.presets}
 TINY = (
-    "width=4", "branch=8", "side=10", "batch=2", "augment.size=48", "run.log_every=2", "run.save_every=2", "run.keep=9",
+    "width=4", "branch=8", "dropout=0.5", "side=10", "batch=2", "augment.size=48", "run.log_every=2",
+    "run.save_every=2", "run.keep=9",
 )  # fmt: skip
 SIDE = 4
 
