@@ -221,7 +221,7 @@ def _evaluate_row(
     if stored is not None and not missing:
         return stored
     run = describe_run(session, job, choice, variant, built)
-    work.row_key = run_key(run)
+    work.row_key, work.protocol = run_key(run), choice.card.name
     for note in variant.notes:
         work.say(note)
     work.read_labels()

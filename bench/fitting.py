@@ -31,7 +31,8 @@ def fit(
     optimizer: torch.optim.Optimizer,
     lessons: Lessons,
     *,
-    folder: Path,
+    folder: RunFolder,
+    rate: str,
     facts: Mapping[str, Any],
     device: str,
     workers: int,
@@ -39,7 +40,8 @@ def fit(
 ) -> None:
     """Teach a learner to the end of its lessons; checkpoints of a run of the same lessons in `folder` are gone on from.
 
-    facts: what else the record of the run says. workers: processes that make samples, where the lessons allow it.
+    rate: the setting of the learning rate, as people type it. facts: what else the record of the run says. workers:
+    processes that make samples, where the lessons allow it.
     Raises InputError naming the step when the loss is not a number, SettingError when the folder holds another run.
     """
     batches = Batches(
@@ -54,15 +56,17 @@ def fit(
         "architecture": dict(lessons.architecture),
         "course": {"samples": lessons.samples, "batch": lessons.batch, "steps": lessons.steps},
     }
-    run = RunFolder(folder)
-    on_rank_0(lambda: run.open(record, resume=True))
-    shelf = Shelf(folder=run.checkpoints, architecture=dict(lessons.architecture), record=record, keep=1)
+    on_rank_0(lambda: folder.open(record, resume=True))
+    shelf = Shelf(
+        folder=folder.checkpoints, fix=folder.fix, architecture=dict(lessons.architecture), record=record, keep=1
+    )
     done = shelf.restore(learner, optimizer)
     if done:
-        log.info("%s: training is taken up again after %d of %d steps", folder.name, done, lessons.steps)
+        log.info("%s: training is taken up again after %d of %d steps", folder.path.name, done, lessons.steps)
     course = Course(
         steps=lessons.steps,
         schedule=lessons.schedule,
+        rate=rate,
         device=device,
         seed=seed,
         save_every=max(batches.per_epoch, _SAVE_AT_LEAST, lessons.steps // _SAVES_AT_MOST),
@@ -81,7 +85,7 @@ def fit(
         if lessons.after_epoch and report.done % batches.per_epoch == 0:
             lessons.after_epoch(report.done // batches.per_epoch)
 
-    with journal(folder, record, steps=lessons.steps, done=done, batch=batches.batch) as journey:
+    with journal(folder.path, record, steps=lessons.steps, done=done, batch=batches.batch) as journey:
         train(learner, optimizer, fetched, course, done=done, shelf=shelf, observers=[journey, look])
 
 

@@ -1,4 +1,4 @@
-"""Run folders of producers: `record.json` says what is trained, `checkpoints/` holds where it got to.
+"""Run folders of trainings: `record.json` says what is trained, `checkpoints/` holds where it got to.
 
 The record is written once, before the first step. A folder belongs to one run: another run does not write into it,
 and a resumed one must be the same in everything that changes the result.
@@ -28,9 +28,10 @@ _FREE = ("versions", "device", "settings.run.")
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. fix: what can be done where it cannot be used; it ends the messages."""
 
     path: Path
+    fix: str = _FIX
 
     @property
     def checkpoints(self) -> Path:
@@ -48,9 +49,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise StorageError(f"{self.record_path} cannot be read ({error}): {_FIX}") from error
+            raise StorageError(f"{self.record_path} cannot be read ({error}): {self.fix}") from error
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise StorageError(f"{self.record_path} is no record of a training run: {_FIX}")
+            raise StorageError(f"{self.record_path} is no record of a training run: {self.fix}")
         return record
 
     def open(self, record: Mapping[str, Any], *, resume: bool) -> None:
@@ -63,17 +64,18 @@ class RunFolder:
         there = self.record()
         if there is None:
             if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
-                raise SettingError(f"{self.path} holds checkpoints of a run without record.json: {_FIX}")
-            write_atomic(self.record_path, (json.dumps(wanted, indent=1) + "\n").encode(), fix=_FIX)
+                raise SettingError(f"{self.path} holds checkpoints of a run without record.json: {self.fix}")
+            write_atomic(self.record_path, (json.dumps(wanted, indent=1) + "\n").encode(), fix=self.fix)
             return
         if not resume:
             raise SettingError(
-                f"{self.path} holds a run of {there.get('producer')} already: go on with it by --resume, or {_FIX}"
+                f"{self.path} holds a run of {there.get('producer')} already: go on with it by --resume, or {self.fix}"
             )
         changed = [line for line in differences(there, wanted) if not line.startswith(_FREE)]
         if changed:
             raise SettingError(
-                f"the run in {self.path} has other settings ({'; '.join(changed)}): resume it with its own, or {_FIX}"
+                f"the run in {self.path} has other settings ({'; '.join(changed)}): resume it with its own, or "
+                f"{self.fix}"
             )
         versions = [line for line in differences(there, wanted) if line.startswith("versions")]
         if versions:

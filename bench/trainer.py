@@ -37,12 +37,13 @@ _FORMAT = 1
 class Course:
     """How a run goes from its first step to its last.
 
-    seed: of what is random within a step. log_every, save_every: in steps. epoch: steps after each of which there is a
-    report in any case; 0: none.
+    rate: the setting of the learning rate, as people type it. seed: of what is random within a step. log_every,
+    save_every: in steps. epoch: steps after each of which there is a report in any case; 0: none.
     """
 
     steps: int
     schedule: Schedule
+    rate: str = "lr"
     device: str = "cpu"
     seed: int = 0
     log_every: int = 10
@@ -103,7 +104,7 @@ def train(
     """
     for group in optimizer.param_groups:
         group.setdefault("base_lr", group["lr"])
-    meter, source, report = _Meter(), iter(batches), None
+    meter, source, report = _Meter(course.rate), iter(batches), None
     with _own_chance(course.device):
         for step in range(done, course.steps):
             batch = meter.wait(source)
@@ -141,8 +142,12 @@ def _own_chance(device: str) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Meter:
-    """Gathers the figures of steps without making the device wait, and the time they took."""
+    """Gathers the figures of steps without making the device wait, and the time they took.
 
+    rate: the setting to be lowered when the loss is not a number.
+    """
+
+    rate: str
     pending: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -170,8 +175,8 @@ class _Meter:
             if not math.isfinite(row["loss"]):
                 rates = " and ".join(f"{rate:g}" for rate in dict.fromkeys(lr))
                 raise InputError(
-                    f"the loss of step {step} is {row['loss']} at a learning rate of {rates}: lower it (--set lr=…) or "
-                    "look at the pictures; the last checkpoint is from before that step"
+                    f"the loss of step {step} is {row['loss']} at a learning rate of {rates}: lower it (--set "
+                    f"{self.rate}=…) or look at the pictures; the last checkpoint is from before that step"
                 )
         means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
         now = time.perf_counter()
@@ -194,9 +199,11 @@ class Shelf:
 
     Each is a dictionary of plain data and tensors: `format`, `step`, `architecture` (what the network is, as its own
     `from_description` takes it), `model` and `optimizer` (their states) and `record` (what the run is).
+    fix: what can be done where the folder cannot be used; it ends the messages.
     """
 
     folder: Path
+    fix: str
     architecture: Mapping[str, Any]
     record: Mapping[str, Any]
     keep: int = 2
@@ -230,7 +237,7 @@ class Shelf:
                     raise error.__context__ from None
                 raise
 
-        write_atomic(self.folder / f"step-{done}.pt", write, fix="choose another folder with --output")
+        write_atomic(self.folder / f"step-{done}.pt", write, fix=self.fix)
         left_by_kills = self.folder.glob(".step-*.tmp")
         for path in (*self.paths()[: -self.keep], *left_by_kills):
             path.unlink(missing_ok=True)
@@ -244,7 +251,7 @@ class Shelf:
         if held.get("format") != _FORMAT or held.get("architecture") != dict(self.architecture):
             raise CheckpointError(
                 f"{paths[-1]} holds {held.get('architecture', 'no architecture')}, expected {dict(self.architecture)}: "
-                "choose another folder with --output"
+                f"{self.fix}"
             )
         learner.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])

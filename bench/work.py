@@ -32,6 +32,7 @@ from bench.plan import Job, Plan, ProtocolChoice
 from bench.processes import on_rank_0
 from bench.progress import progress, track
 from bench.records import IGNORE, AdapterRequest, ProtocolCard
+from bench.runs import RunFolder
 from bench.settings import SEARCH, InputSettings, ObjectSettings, mask_set
 from bench.store import Store, arrays_of
 
@@ -39,6 +40,7 @@ __all__ = ["Built", "MethodWork", "Session", "build", "tap_for"]
 
 log = logging.getLogger(__name__)
 
+_OTHER_RESULTS = "choose another folder with --results"
 _THREADS = 8
 _RECENT = 128 << 20
 """Bytes of clusterings kept for the other protocols of a command."""
@@ -202,8 +204,8 @@ class MethodWork:
         self._part: frozenset[int] | None = None
         self._whole: MethodWork | None = None
         self._said: set[str] = set()
-        self.row_key = ""
-        """Of the row that is being made: where what is learnt for it is kept meanwhile."""
+        self.row_key = self.protocol = ""
+        """Of the row that is being made: where what is learnt for it is kept meanwhile, and who learns it."""
         self._lists: dict[str, str] = {}
         self._begin()
 
@@ -515,7 +517,8 @@ class MethodWork:
                 learner,
                 optimizer,
                 lessons,
-                folder=self.training_folder(seed),
+                folder=RunFolder(self.training_folder(seed), fix=_OTHER_RESULTS),
+                rate=f"{self.protocol}.lr",
                 facts={"method": self._job.name, "row": self.row_key, "precision": self.precision},
                 device=self.device,
                 workers=runtime.workers,
@@ -550,7 +553,7 @@ class MethodWork:
         digest = hashlib.sha256(text).hexdigest()[:8]
         file = f"lists/{self._session.plan.dataset.name}-{name}-{digest}.txt"
         path = self._session.store.folder / file
-        on_rank_0(lambda: write_atomic(path, text, fix="choose another --results"))
+        on_rank_0(lambda: write_atomic(path, text, fix=_OTHER_RESULTS))
         self._lists[name] = file
 
     def take_lists(self) -> dict[str, str]:

@@ -125,14 +125,16 @@ PRESETS = (
 
 
 def fraction(text: str) -> float:
-    """`5%` or `0.05` -> 0.05. Raises SettingError for what is above 100 % or not above 0, and for a bare `1`."""
+    """`5%` or `0.05` -> 0.05. Raises SettingError for what is above 100 % or not above 0, for `1` and for `5`."""
     number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     try:
         value = float(number)
     except ValueError:
         raise SettingError(f"finetune.fractions={text} was not understood: expected 5% or 0.05") from None
-    if not percent and value >= 1 and "." not in number:
+    if not percent and value == 1 and "." not in number:
         raise SettingError(f"finetune.fractions={text} may mean {text}% or all of it: write {text}% or {text}.0")
+    if not percent and 1 < value <= 100:
+        raise SettingError(f"finetune.fractions={text} does not fit: write {text}% or {value / 100}")
     value = value / 100 if percent else value
     if not 0 < value <= 1:
         raise SettingError(f"finetune.fractions={text} does not fit: expected above 0 and at most 100%")

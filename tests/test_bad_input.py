@@ -746,7 +746,9 @@ def test_the_scored_split_is_not_learnt_from(bench, voc):
 
 def test_a_learning_rate_that_diverges(bench, voc):
     line = the_line(bench(*PROBE, "--dataset", voc, "--set", "linear.lr=1e38"))
-    assert re.search(r"the loss of step \d+ is (nan|inf) at a learning rate of 1e\+38: lower it", line)
+    assert re.search(
+        r"the loss of step \d+ is (nan|inf) at a learning rate of 1e\+38: lower it \(--set linear\.lr=…\)", line
+    )
     assert list(paths.results_root().glob("*.json")) == []
 
 
@@ -778,7 +780,20 @@ def test_a_list_of_unknown_pictures(bench, voc, tmp_path):
 
 def test_fine_tuning_that_diverges(bench, voc):
     line = the_line(bench(*SMALL_TUNING, "--dataset", voc, "--set", "finetune.lr=1e30"))
-    assert re.search(r"the loss of step \d+ is (nan|inf) at a learning rate of", line)
+    assert re.search(
+        r"the loss of step \d+ is (nan|inf) at a learning rate of .*: lower it \(--set finetune\.lr=…\)", line
+    )
+
+
+def test_fine_tuning_on_checkpoints_of_another_network(bench, voc, monkeypatch):
+    from bench.work import MethodWork
+
+    folder = paths.results_root() / "training" / "here"
+    monkeypatch.setattr(MethodWork, "training_folder", lambda self, seed: folder)
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("[]")
+    line = the_line(bench(*SMALL_TUNING, "--dataset", voc))
+    assert "record.json is no record of a training run: choose another folder with --results" in line
 
 
 def test_fine_tuning_without_a_train_split(bench, voc):

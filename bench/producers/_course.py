@@ -74,7 +74,9 @@ def travel(
     every checkpoint and after the last step.
     """
     run, steps = order.settings.run, record["course"]["steps"]
-    shelf = Shelf(folder=folder.checkpoints, architecture=record["architecture"], record=record, keep=run.keep)
+    shelf = Shelf(
+        folder=folder.checkpoints, fix=folder.fix, architecture=record["architecture"], record=record, keep=run.keep
+    )
     done = shelf.restore(learner, optimizer)
     learner.synchronise()
     if done == steps:

@@ -45,7 +45,9 @@ class Line:
 
 
 def shelf_in(folder, **changes) -> Shelf:
-    return Shelf(**{"folder": folder, "architecture": ARCHITECTURE, "record": RECORD, "keep": 2, **changes})
+    return Shelf(
+        **{"folder": folder, "fix": "mend it", "architecture": ARCHITECTURE, "record": RECORD, "keep": 2, **changes}
+    )
 
 
 def course(steps: int = 10, **changes) -> Course:
@@ -151,8 +153,9 @@ def test_the_last_checkpoints_are_kept(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_by_name(tmp_path):
-    with pytest.raises(InputError, match="the loss of step 8 is nan"):
-        run(Line(poison=7), shelf=shelf_in(tmp_path))
+    learner = Line(poison=7)
+    with pytest.raises(InputError, match=r"the loss of step 8 is nan .*: lower it \(--set probe\.lr=…\) or look"):
+        train(learner, learner.optimizer, range(100), course(10, rate="probe.lr"), shelf=shelf_in(tmp_path))
     assert [path.name for path in shelf_in(tmp_path).paths()] == ["step-4.pt"]
     healthy = Line()
     assert shelf_in(tmp_path).restore(healthy, healthy.optimizer) == 4
@@ -167,7 +170,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(StorageError, match=r"step-8\.pt cannot be written: the disk or quota is full"):
+        full = r"step-8\.pt cannot be written: the disk or quota is full; free some space or mend it$"
+        with pytest.raises(StorageError, match=full):
             run(learner, steps=8, done=4, shelf=shelf)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -106,11 +106,14 @@ def test_fractions_are_read(text, value):
     ("text", "said"),
     [
         ("1", "fractions=1 may mean 1% or all of it: write 1% or 1.0"),
-        ("5", "may mean 5% or all of it"),
+        ("5", "fractions=5 does not fit: write 5% or 0.05"),
+        ("5.0", "write 5.0% or 0.05"),
+        ("100", "write 100% or 1.0"),
+        ("500", "at most 100%"),
         ("0%", "expected above 0 and at most 100%"),
         ("-5%", "expected above 0"),
         ("120%", "at most 100%"),
-        ("1.5", "at most 100%"),
+        ("1.5", "write 1.5% or 0.015"),
         ("few", "was not understood: expected 5% or 0.05"),
     ],
 )
