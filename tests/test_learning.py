@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench import paths
@@ -265,3 +266,44 @@ def test_a_network_that_was_not_kept_is_made_once_more(bench, voc):
     assert "make it once more with finetune.keep=true and --again" in err.splitlines()[-1]
     assert bench(*words, "--again")[0] == 0
     assert bench(*stored)[0] == 0
+
+
+EVERY_RANK = """
+import os, sys, torch
+from bench import cli
+from bench.protocols import _finetune
+folder, scored = sys.argv.pop(1), _finetune._scored
+def keep(work, settings, model):
+    torch.save(model.state_dict(), f"{folder}/rank-{os.environ['RANK']}.pt")
+    return scored(work, settings, model)
+_finetune._scored = keep
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen"])
+def test_two_processes_fine_tune_the_same_network(bench, voc, tmp_path, bn):
+    words = [*TUNING, "--set", "finetune.decoder=none", "--set", "finetune.iterations=4", "--set", "finetune.batch=4",
+             "--set", "finetune.lr=0.1", "--set", f"finetune.bn={bn}", "--dataset", str(voc)]  # fmt: skip
+    script = tmp_path / "every_rank.py"
+    script.write_text(EVERY_RANK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    two = subprocess.run(
+        [*launcher, str(script), str(tmp_path), *words, "--results", str(tmp_path / "two")],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    (row,) = rows_of(two.stdout)
+    assert [path.name for path in (tmp_path / "two").glob("*.json")] == [f"{row['key']}-s1.json"]
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(value.any() for name, value in first.items() if name.endswith("running_mean")) is (bn == "train")
+    kept = arrays_of(tmp_path / "two")
+    assert all(np.array_equal(kept[f"seed0_network/{name}"], value) for name, value in first.items())
+    if bn == "frozen":  # then what a picture gives does not depend on those beside it
+        one = bench(*words, "--results", tmp_path / "one")
+        assert one[0] == 0, one[2]
+        assert row["run"] == rows_of(one[1])[0]["run"]
+        alone = arrays_of(tmp_path / "one")
+        for name, value in first.items():
+            np.testing.assert_allclose(value, alone[f"seed0_network/{name}"], rtol=1e-4, atol=1e-6, err_msg=name)
