@@ -130,6 +130,12 @@ WORDS = {
     "fine-tuning of nothing": ("--method colour --protocol finetune", "colour has no weights", "another method"),
     "two maps for fine-tuning": (
         "--method supervised@random --protocol finetune --set finetune.tap=layer3,layer4", "finetune reads one map"),
+    "a map that fine-tuning does not read": (
+        "--method maskcontrast@random --protocol finetune --set finetune.tap=embedding",
+        "finetune.tap=embedding is not read", "decoder=deeplab or none"),
+    "rates of a stored network": (
+        "--method supervised@random --protocol finetune --set finetune.network=row:abc --set finetune.lr=1",
+        "trains nothing and does not read lr", "drop it"),
     "no method": ("--protocol kmeans", "--method", "--help"),
     "no protocol": ("--method noise", "--protocol", "--help"),
     "unknown option": ("--method noise --protocol kmeans --seedz 3", "--seedz", "--seed", "--help"),

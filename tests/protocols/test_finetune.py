@@ -172,6 +172,8 @@ def test_the_map_that_is_read_is_named(changes, read):
     _, outcome = score(work, settings)
     assert outcome.read == (read,)
     assert outcome.facts["settled"]["map"] == read
+    of_the_row = dataclasses.replace(settings, tap=settings.tap or work.network.default_tap)
+    assert _finetune.predict(work, of_the_row, outcome.arrays).pixels is not None
 
 
 def test_a_map_beside_the_methods_own_decoder_is_refused():
