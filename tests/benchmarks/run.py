@@ -24,6 +24,7 @@ import heads
 import hummingbird
 import iic
 import loader
+import masks
 import pipeline
 import probe
 import scoring
@@ -57,6 +58,7 @@ def parts(dataset: Path) -> dict[str, Callable[[], Any]]:
         "heads": heads.measure,
         "probe": lambda: probe.measure(dataset),
         "iic": iic.measure,
+        "masks": lambda: masks.measure(dataset),
         "hummingbird": hummingbird.measure,
     }
 
