@@ -34,18 +34,18 @@ class CutSettings:
         minimum=0,
         maximum=1,
     )
-    cleaning: Literal["components", "released-code"] = setting(
-        "components", "what a piece is: a connected component, or what a contour encloses (as MaskContrast's code)"
+    cleaning: Literal["released-code", "components"] = setting(
+        "released-code", "what a piece is: what a contour encloses (as MaskContrast's code), or a connected component"
     )
 
 
 def cut(saliency: Map, how: CutSettings) -> Bits | None:
     """The mask of a map, None where too little foreground is left.
 
-    The two ways of cleaning differ where foreground is pierced. `components` removes connected components (8
-    neighbours) of fewer pixels than `smallest` and leaves everything else as it is. `released-code` removes what a
-    small contour encloses: a component with its holes filled, but also a hole with the foreground around it, one
-    pixel wide, and with the islands in it.
+    The two ways of cleaning differ where foreground is pierced. `released-code` removes what a small contour encloses:
+    a component with its holes filled, but also a hole with the foreground around it, one pixel wide, and with the
+    islands in it. `components` removes connected components (8 neighbours) of fewer pixels than `smallest` and leaves
+    everything else as it is.
     """
     mask = saliency > how.threshold * 255
     least = how.smallest * mask.size

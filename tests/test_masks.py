@@ -64,7 +64,7 @@ def test_masks_of_a_bare_folder(bench, pictures):
     record = record_of(folder)
     assert record["without"] == []
     assert record["settings"]["estimator"]["options"]["segments"] == 250
-    assert record["settings"]["masks"] == {"threshold": 0.5, "smallest": 0.01, "cleaning": "components"}
+    assert record["settings"]["masks"] == {"threshold": 0.5, "smallest": 0.01, "cleaning": "released-code"}
 
 
 def test_all_splits_or_one(bench, voc, tmp_path):
@@ -143,11 +143,11 @@ def test_masks_are_of_pictures_as_people_see_them(bench, unusual, small, estimat
 
 
 def test_settings_reach_the_masks(bench, pictures, tmp_path):
-    changes = ("threshold=0.9", "masks.cleaning=released-code", "contrast.segments=60", "contrast.level=none")
+    changes = ("threshold=0.9", "masks.cleaning=components", "contrast.segments=60", "contrast.level=none")
     words = [word for change in changes for word in ("--set", change)]
     assert bench(*CONTRAST, "--dataset", pictures, "--output", tmp_path / "other", *words)[0] == 0
     settings = record_of(tmp_path / "other")["settings"]
-    assert settings["masks"] == {"threshold": 0.9, "smallest": 0.01, "cleaning": "released-code"}
+    assert settings["masks"] == {"threshold": 0.9, "smallest": 0.01, "cleaning": "components"}
     assert (settings["estimator"]["options"]["segments"], settings["estimator"]["options"]["level"]) == (60, "none")
     assert settings["dataset"] == "pictures"
     status, _, err = bench(*CONTRAST, "--dataset", pictures, "--output", tmp_path / "none", "--set", "smallest=0.9")
@@ -220,7 +220,7 @@ WORDS = {
     "setting": ("--estimator contrast --set treshold=0.4", "masks has no setting 'treshold'", "'threshold'"),
     "range": ("--estimator contrast --set threshold=40", "masks.threshold=40 does not fit: expected at most 1"),
     "option": ("--estimator contrast --set contrast.segmants=9", "no setting 'segmants'", "'segments'"),
-    "choice": ("--estimator contrast --set cleaning=cv2", "masks.cleaning=cv2", "components, released-code"),
+    "choice": ("--estimator contrast --set cleaning=cv2", "masks.cleaning=cv2", "released-code, components"),
     "owner": ("--estimator contrast --set basnet.size=3", "'basnet' is no part of this command", "contrast, masks"),
     "setting of a checkpoint": ("--estimator u2net@random --set checkpoint.sed=3", "no setting 'sed'", "'seed'"),
     "seed of nothing": ("--estimator u2net@random --set checkpoint.key=model", "checkpoint.key is not read", "random"),
