@@ -106,7 +106,8 @@ def _block(row: dict[str, Any], width: int) -> str:
     lines = {
         "file": row["file"],
         "from": source,
-        "size": f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else "not published",
+        # a size that is known to some digits stands in `verified`
+        **({"size": f"{row['bytes'] / 1e6:,.1f} MB"} if row["bytes"] else {}),
         "hash": ", ".join(f"{kind} {row[kind]}" for kind in ("sha256", "md5") if row[kind]) or "not published",
         "licence": row["licence"],
         "trained on": row["trained on"],

@@ -89,7 +89,7 @@ class CheckpointCard:
     member: its name inside the archive (tar or zip) that `url` is; "" = `url` is the file itself.
     sha256, md5: the digest or its known beginning, lower-case hex; "" = not published.
     layouts: the key rules under which the file may be read, most likely first.
-    bytes: the size of the file, 0 = not published.
+    bytes: the exact size of the file, to which a download is held; 0 = not known, `verified` may tell a rounded one.
     legacy_pickle: the file holds whole pickled modules, which `weights_only` refuses; it is read with every unknown
         class replaced by an inert stub, and only after its hash was checked or the user vouched for it.
     manual: what to do by hand when the file cannot be fetched by URL.

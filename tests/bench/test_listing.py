@@ -44,9 +44,17 @@ def test_every_fact_of_a_checkpoint_fits_the_terminal(monkeypatch, columns):
         assert fact in words
     bare = words.partition("method@old ")[2]
     assert bare == (
-        "file old.pth from ask the authors size not published hash not published licence not stated "
+        "file old.pth from ask the authors hash not published licence not stated "
         "trained on not stated verified not stated"
     )
+
+
+def test_no_file_is_said_to_have_no_size_beside_the_text_that_knows_it(bench):
+    status, out, _ = bench("list", "checkpoints")
+    assert status == 0
+    blocks = {block.partition("\n")[0]: " ".join(block.split()) for block in out.strip().split("\n\n")}
+    assert "176.3 MB" in blocks["u2net@u2net"]
+    assert not [name for name, text in blocks.items() if "size not published" in text]
 
 
 def test_json_has_every_field(bench):
