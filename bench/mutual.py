@@ -46,19 +46,15 @@ def information_loss(
     reach: int = 10,
     weight: float = 1.0,
     shifts: Shifts = "uncollapsed",
-    mask: torch.Tensor | None = None,
 ) -> Information:
     """The loss of two maps of probabilities, float (B, K, H, W), of the same pictures in the same frame.
 
     reach: shifts of up to so many pixels along either axis, (2 · reach + 1)² in all. weight: λ.
         Both sides must be larger than it: every shift needs pixels in common.
-    mask: {0, 1} or bool (B, H, W), the pixels of either map that count.
+    A pixel at which a map is zero counts nowhere, which is how the authors' code hides what a data set masks.
     With several processes the sums are those over all of them, and so is the loss; the gradient is at this process's
     maps.
     """
-    if mask is not None:
-        inside = mask[:, None].to(first.dtype)
-        first, second = first * inside, second * inside
     joint = correlation(first, second, reach)
     if shifts == "collapsed":
         joint = joint.sum((0, 1), keepdim=True)
