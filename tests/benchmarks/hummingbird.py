@@ -20,6 +20,9 @@ from bench.protocols import _neighbours
 from bench.protocols._hummingbird import HummingbirdSettings
 from bench.testing import MemorySplit, MemoryWork
 
+GROWTH = 1.1
+"""By how many bytes the process may grow for each that it remembers more."""
+
 TRAIN, SCORED, CELLS, WIDTH, CLASSES, MEMORY = 40, 6, 32, 384, 21, 20_000
 
 
@@ -83,6 +86,7 @@ def growth() -> dict[str, Any]:
         "peak MB": {size: round(run["peak"] / 1e6) for size, run in runs.items()},
         "added memory MB": round((large - small) / 1e6),
         "growth over added memory": round((peaks[1] - peaks[0]) / (large - small), 2),
+        "limit": GROWTH,
     }
 
 
