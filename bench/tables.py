@@ -55,7 +55,7 @@ _BESIDE = ("train", "masks")
 """What of a run's data set is a matter of its protocol: what is read beside the pictures that are scored."""
 
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
-_SETTINGS_OF_OTHER_AXES = {"clusters", "tap"}
+_SETTINGS_OF_OTHER_AXES = {"clusters", "tap", "reads"}
 _A_ROW_EACH = {"fractions"}
 """Settings of which a preset has several values and a row has one, which its label names."""
 
