@@ -16,12 +16,15 @@ from bench.records import AdapterRequest, Checkpoint, DatasetCard, EstimatorRequ
 from bench.testing import check_adapter, check_estimator, check_estimator_card, check_method_card, check_protocol
 
 ARGUMENTS = {"timm": "resnet18"}
+SMALL = {"dino": "small16", "dinov2": "small", "dinov3": "small", "maskcontrast": "small"}
+"""The least of the networks of methods that have several: full sizes are built by the tests of their adapters."""
 
 
 def build(name: str, argument: str = ""):
     card = registry.card("methods", name)
     checkpoint = Checkpoint(name="random", kind="random" if card.trainable else "none")
-    request = AdapterRequest(card=card, checkpoint=checkpoint, argument=argument, options=card.options(), classes=3)
+    options = card.options(arch=SMALL[name]) if name in SMALL else card.options()
+    request = AdapterRequest(card=card, checkpoint=checkpoint, argument=argument, options=options, classes=3)
     return registry.load(card.factory)(request)
 
 
