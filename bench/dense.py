@@ -25,9 +25,9 @@ IGNORED = 255
 _NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 """Upsampled logits per band: on a CPU a band stays in the cache of the core that works on it."""
 
-_NOTHING = -80.0
-"""A logit so far below the largest adds nothing to a sum of at least 1, in float64 neither. Below it a processor's exp
-may underflow, which takes several times as long; heads with large logits, of unscaled features, were slowed down so."""
+_LEAST, _NOTHING = -46.0, 1.1e-20
+"""A probability below e^-46 is 0: it adds nothing to a sum of at least 1, in float64 neither. A processor's exp and
+products are several times slower where they underflow, as they did for the large logits of unscaled features."""
 
 Task = tuple[int, slice]
 """A picture of the batch, and some of its heads."""
@@ -254,7 +254,8 @@ def _loss_of(
         index = (labels[band].long()[:, None, None] * valid).expand(-1, len(maps), -1, -1)
         logits.sub_(logits.amax(2, keepdim=True))
         chosen = logits.gather(2, index)
-        total = logits.clamp_(min=_NOTHING).exp_().sum(2, keepdim=True)
+        torch.nn.functional.threshold_(logits.clamp_(min=_LEAST).exp_(), _NOTHING, 0.0)
+        total = logits.sum(2, keepdim=True)
         sums += total.log().sub_(chosen).mul_(valid).sum((0, 2, 3), dtype=torch.float64)
         if rows is not None:
             slope = logits.mul_(valid / total).scatter_add_(2, index, -valid.to(logits.dtype).expand_as(index))
