@@ -254,7 +254,7 @@ def _loss_of(
         index = (labels[band].long()[:, None, None] * valid).expand(-1, len(maps), -1, -1)
         logits.sub_(logits.amax(2, keepdim=True))
         chosen = logits.gather(2, index)
-        torch.nn.functional.threshold_(logits.clamp_(min=_LEAST).exp_(), _NOTHING, 0.0)
+        torch.threshold_(logits.clamp_(min=_LEAST).exp_(), _NOTHING, 0.0)
         total = logits.sum(2, keepdim=True)
         sums += total.log().sub_(chosen).mul_(valid).sum((0, 2, 3), dtype=torch.float64)
         if rows is not None:
