@@ -377,11 +377,8 @@ class Work(Protocol):
     kind: str
     """What the map that is read holds (see `bench.records.Tap`)."""
 
-    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> Maps:
-        """The maps of the scored split ("eval") or of the train split ("train").
-
-        only: indices of some of its pictures; maps of a part are computed for every pass.
-        """
+    def maps(self, split: str = "eval") -> Maps:
+        """The maps of the scored split ("eval") or of the train split ("train")."""
         ...
 
     def alone(self, which: int) -> Work:

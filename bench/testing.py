@@ -319,18 +319,8 @@ class MemoryWork:
         }
         self._remembered: dict[str, Mapping[str, NDArray[Any]]] = {}
 
-    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> MemoryMaps:
-        whole = self._maps[split]
-        if only is None:
-            return whole
-        part = MemoryMaps(
-            [whole.arrays[index] for index in only],
-            f"{whole.key} {list(only)}",
-            [whole.sizes[index] for index in only],
-            [whole.extents[index] for index in only],
-        )
-        part.names = tuple(whole.names[index] for index in only)
-        return part
+    def maps(self, split: str = "eval") -> MemoryMaps:
+        return self._maps[split]
 
     def alone(self, which: int) -> MemoryWork:
         assert which == 0, "there is one tap"

@@ -271,11 +271,8 @@ class MethodWork:
             return names
         return tuple(name for index, name in enumerate(names) if (index in self._part) == (split == "eval"))
 
-    def maps(self, split: str = "eval", *, only: Sequence[int] | None = None) -> SplitMaps:
-        """The maps of "eval" or "train", or of some of its pictures, which are computed for every pass."""
-        if only is not None:
-            names = self._names(split)
-            return self._computed(self._built.adapter, tuple(names[index] for index in only), self._taps)
+    def maps(self, split: str = "eval") -> SplitMaps:
+        """The maps of "eval" or "train"."""
         place = self._split(split) if self._part is None else split
         if place not in self._maps:
             self._maps[place] = self._all_taps(split) if self._whole is None else self._one_tap(split)
@@ -286,17 +283,22 @@ class MethodWork:
         return self._whole.maps(split).alone(self._whole.taps.index(self.tap))
 
     def _all_taps(self, split: str) -> SplitMaps:
+        return self._over(split, self._built.adapter, self._taps, self._maps_record(split))
+
+    def _over(self, split: str, network: Adapter, taps: Sequence[str], record: Mapping[str, Any] | None) -> SplitMaps:
+        """The maps of a network over "eval" or "train". record: see `SplitMaps`; without one they are not kept."""
+        card = self._job.card
         return SplitMaps(
-            self._built.adapter,
+            network,
             self._session.plan.dataset,
             self._names(split),
-            taps=self._taps,
+            taps=taps,
             inputs=self._inputs,
             runtime=self._session.runtime,
             cache=self._built.cache,
-            record=self._maps_record(split),
-            cheap=not (self._job.card.trainable or self._job.card.file),
-            user_code=self._job.card.file is not None,
+            record=record,
+            cheap=record is None or not (card.trainable or card.file),
+            user_code=card.file is not None,
         )
 
     def forward(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
@@ -316,22 +318,7 @@ class MethodWork:
 
     def maps_by(self, network: Adapter, tap: str, split: str = "eval") -> SplitMaps:
         """The maps of another network over "eval" or "train", computed for every pass."""
-        return self._computed(network, self._names(split), (tap,))
-
-    def _computed(self, network: Adapter, names: tuple[str, ...], taps: Sequence[str]) -> SplitMaps:
-        """Maps that are not kept: what decides them has no name in the cache."""
-        return SplitMaps(
-            network,
-            self._session.plan.dataset,
-            names,
-            taps=taps,
-            inputs=self._inputs,
-            runtime=self._session.runtime,
-            cache=self._built.cache,
-            record=None,
-            cheap=True,
-            user_code=self._job.card.file is not None,
-        )
+        return self._over(split, network, (tap,), None)
 
     def examples(self, split: str = "train") -> LabelledPictures:
         """Pictures and labels of "train" or "eval"."""

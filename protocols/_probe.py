@@ -275,9 +275,7 @@ def _choose(
 def _held_out_counts(work: Work, settings: LinearSettings, probe: Heads, held: Sequence[int]) -> dict[int, Counts]:
     """Counts of the held-out pictures by every head that never saw them, by the number of the head."""
     judged = probe.in_order([number for number, head in enumerate(probe.heads) if head.judged])
-    maps = work.maps("train", only=held)
-    found = work.count_scores(maps, probe.scores(maps, judged), at=settings.decide)
-    return dict(zip(judged, found, strict=True))
+    return dict(zip(judged, _count(work.part(held), settings, probe, judged), strict=True))
 
 
 def _failures(probe: Heads) -> dict[int, str]:

@@ -13,6 +13,24 @@ from bench.checkpoints import read_checkpoint
 
 
 @pytest.fixture
+def learnt_alike(bench, unusual, tmp_path) -> Callable[[Callable[..., list[object]]], None]:
+    """Train on pictures that are stored in an unusual way, and on what a viewer shows of them: the same bits.
+
+    Called with what makes a command of two steps of a data set, an output folder and options.
+    """
+
+    def check(command: Callable[..., list[object]]) -> None:
+        for number, folder in enumerate(unusual):
+            status, _, err = bench(*command(folder, tmp_path / f"{number}", "--workers", 0))
+            assert status == 0, err
+        paths = (tmp_path / f"{number}" / "checkpoints" / "step-2.pt" for number in range(2))
+        stored, plain = (read_checkpoint(path)["model"] for path in paths)
+        assert all(torch.equal(value, plain[key]) for key, value in stored.items())
+
+    return check
+
+
+@pytest.fixture
 def resumed(bench, tmp_path) -> Callable[..., Path]:
     """Train straight through, and again from an early checkpoint with other workers: both end with the same bits.
 

@@ -174,12 +174,8 @@ def test_information_rises_on_the_pictures_trained_on(bench, voc, tmp_path):
 
 
 @pytest.mark.parametrize("unusual", ["grey", "transparent"], indirect=True)
-def test_pictures_are_learnt_from_as_people_see_them(bench, unusual, tmp_path):
-    for number, folder in enumerate(unusual):
-        status, _, err = bench(*words(folder, tmp_path / f"{number}", "--workers", 0, steps=2))
-        assert status == 0, err
-    stored, plain = (held(tmp_path / f"{number}", 2)["model"] for number in range(2))
-    assert all(torch.equal(value, plain[key]) for key, value in stored.items())
+def test_pictures_are_learnt_from_as_people_see_them(learnt_alike):
+    learnt_alike(lambda *given: words(*given, steps=2))
 
 
 @pytest.mark.parametrize(
