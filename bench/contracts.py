@@ -33,6 +33,7 @@ __all__ = [
     "Maps",
     "Outcome",
     "Painting",
+    "Predicted",
     "Scope",
     "Scores",
     "Variant",
@@ -322,6 +323,7 @@ class Outcome:
     shared: the same for what does not depend on the seed (PCA); kept once.
     notes: sentences for the reader of the table ("K was cut from 50 to 40: …").
     facts: what is worth keeping per seed: numbers, or numbers by name (inertia; the figures of every setting tried).
+    painting: the id of every pixel, whose layout is given to other pictures; by default that of the `assignments`.
     matched: class of each cluster (-1 = none) where ids mean classes from the start: nothing is matched with the
         labels then, and the only rule is `as_predicted`. among: the classes that means are taken over; empty = all.
     read: the maps of the method that were read, where they are not those of `Work.taps`.
@@ -329,6 +331,7 @@ class Outcome:
 
     counts: Counts
     assignments: list[NDArray[np.integer[Any]]] | None = None
+    painting: Painting | None = None
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     shared: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -336,6 +339,27 @@ class Outcome:
     matched: NDArray[np.integer[Any]] | None = None
     among: tuple[int, ...] = ()
     read: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Painting | None:
+        """What is known of the ids of all pixels."""
+        if self.painting is None and self.assignments is not None:
+            return Painting(cells=self.assignments)
+        return self.painting
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """Ids that were given to the clustering, not found by it: that of what lies around objects."""
+        around = None if self.painting is None else self.painting.around
+        return () if around is None else (around,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """Counts of predicted classes per picture, and the class of every pixel (H, W) of each, ready to be read again."""
+
+    counts: Counts
+    maps: Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,8 +442,8 @@ class Work(Protocol):
 
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
-    ) -> list[Counts]:
-        """Per-picture counts of maps of class scores of the scored split, one `Counts` per head.
+    ) -> list[Predicted]:
+        """What maps of class scores predict on the scored split, one `Predicted` per head.
 
         scores: one entry per picture. Each map is brought to the picture's own size bilinearly, and a pixel is of the
         class of largest score, the smaller one among equals. at: `input` decides at the size of the network's input,

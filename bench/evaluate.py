@@ -6,7 +6,7 @@ data set → adapter → maps → protocol → counts → scores → row
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -216,6 +216,8 @@ def _evaluate_row(
     if stored is not None and (session.plan.request.again or not built.reusable):
         # the row with most seeds is the one that is read: fewer new ones would stay in its shadow
         missing, stored = sorted({*missing, *stored.seeds}), None
+    elif stored is not None and stored.rescored and not set(missing) <= set(stored.seeds):
+        missing, stored = sorted({*missing, *stored.seeds}), None  # figures of two scorings do not mix
     elif stored is not None:
         missing = [seed for seed in missing if seed not in stored.seeds]
     if stored is not None and not missing:
@@ -233,7 +235,7 @@ def _evaluate_row(
     for seed in missing:
         outcome: Outcome = protocol(work, variant.settings, seed)
         with session.runtime.clock.phase("score"):
-            per_seed.append(_score(session, outcome, seed, work.take_lists()))
+            per_seed.append(_score(session, work, outcome, variant.settings, seed))
         arrays |= _arrays(work, outcome, seed, first=len(per_seed) == 1)
         notes += outcome.notes
     row = Row.of(
@@ -258,16 +260,20 @@ def _evaluate_row(
     return saved
 
 
-def _score(session: Session, outcome: Outcome, seed: int, lists: Mapping[str, str]) -> dict[str, Any]:
-    """Every convention from one seed's counts. lists: files of the lists of pictures that were kept, by name."""
-    plan = session.plan
-    background = plan.dataset.background
+def _score(session: Session, work: MethodWork, outcome: Outcome, settings: Any, seed: int) -> dict[str, Any]:
+    """Every convention and floor from one seed's counts."""
+    plan, lists = session.plan, work.take_lists()
+    about: dict[str, Any] = {
+        "names": plan.names,
+        "background": plan.dataset.background,
+        "seed": seed,
+        "given": outcome.given,
+        "exchanged": work.exchanged(outcome, settings),
+    }
     if outcome.matched is None:
-        scores = metrics.evaluate(outcome.counts, background=background, seed=seed)
+        scores = metrics.evaluate(outcome.counts, **about)
     else:
-        scores = metrics.evaluate_predictions(
-            outcome.counts, outcome.matched, background=background, seed=seed, among=outcome.among
-        )
+        scores = metrics.evaluate_predictions(outcome.counts, outcome.matched, among=outcome.among, **about)
     if scores["void_pictures"] == len(plan.names):
         raise DatasetError(
             f"the label maps of {plan.split!r} of {plan.dataset.name} hold nothing but void (255): nothing can be "

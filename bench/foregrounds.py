@@ -14,6 +14,7 @@ from bench.errors import DatasetError, MismatchError, SettingError
 from bench.features import Layout, SplitMaps
 from bench.images import cell_index
 from bench.objects import Frame, Objects
+from bench.packed import PackedMaps
 from bench.registry import near
 from bench.settings import ObjectSettings, mask_set
 
@@ -69,11 +70,14 @@ def collect(
     """The object of every picture; label: reads a label map, None where labels are not needed."""
     vectors: list[NDArray[np.float64] | None] = []
     pixels: list[NDArray[np.int64]] = []
+    seen = PackedMaps()
     for name, (vector, mask) in zip(maps.names, _stream(dataset, maps, how, pooled=True), strict=True):
         vectors.append(vector)
         if label is not None:
             pixels.append(objects.tally(mask, label(name), len(dataset.classes)))
-    return objects.gather(vectors, maps.channels, pixels if label is not None else None)
+            seen.append(mask.view(np.uint8))
+    counted = label is not None
+    return objects.gather(vectors, maps.channels, pixels if counted else None, seen if counted else None)
 
 
 def _stream(

@@ -18,7 +18,7 @@ from bench.contracts import Dataset
 from bench.features import SplitMaps
 from bench.metrics import Counts, count_pixels
 
-__all__ = ["CellLabels", "LabelPixels", "count_cells"]
+__all__ = ["CellLabels", "LabelPixels", "count_cells", "label_pixels"]
 
 
 LabelPixels = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]]
@@ -33,16 +33,30 @@ def count_cells(dataset: Dataset, maps: SplitMaps, index: int, mask: NDArray[np.
 
     mask: its foreground, bool (H, W); what lies outside is one more cell, the last.
     """
-    (rows, columns), (height, width) = maps.cells(index), maps.grids[index]
-    cells = rows[:, None] * width + columns[None, :]
+    label = dataset.label(maps.names[index])
+    return label_pixels(*maps.cells(index), maps.grids[index], label, len(dataset.classes), mask)
+
+
+def label_pixels(
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    grid: tuple[int, int],
+    label: NDArray[np.uint8],
+    classes: int,
+    mask: NDArray[np.bool_] | None = None,
+) -> LabelPixels:
+    """The labels (H, W) in cells of a grid (h, w): rows (H,) and columns (W,) say in which each pixel lies.
+
+    mask: bool (H, W); what lies outside is one more cell, the last.
+    """
+    cells = rows[:, None] * grid[1] + columns[None, :]
+    number = grid[0] * grid[1]
     if mask is not None:
-        cells[~mask] = height * width
-    counts = count_pixels(
-        cells, dataset.label(maps.names[index]), height * width + (mask is not None), len(dataset.classes)
-    )
-    cell, label = np.nonzero(counts)
-    pixels = counts[cell, label]
-    return cell.astype(np.int32), label.astype(np.uint8), pixels.astype(np.min_scalar_type(pixels.max()))
+        cells[~mask] = number
+    counts = count_pixels(cells, label, number + (mask is not None), classes)
+    cell, found = np.nonzero(counts)
+    pixels = counts[cell, found]
+    return cell.astype(np.int32), found.astype(np.uint8), pixels.astype(np.min_scalar_type(pixels.max()))
 
 
 @dataclass(frozen=True, slots=True)

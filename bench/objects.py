@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from bench.metrics import count_pixels
+from bench.metrics import Counts, count_pixels
+from bench.packed import PackedMaps
 
-__all__ = ["Frame", "Objects", "foreground", "gather", "majority", "nearest", "tally"]
+__all__ = ["Frame", "Objects", "foreground", "gather", "majority", "nearest", "paint_objects", "tally"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -107,13 +108,14 @@ class Objects:
     """The objects of a split of P pictures, at most one in each.
 
     vectors: float32 (P, D), pooled and not normalised; zeros for a picture without foreground. found: bool (P,).
-    pixels: int64 (P, 2, C + 1): those of each label outside and inside the foreground, void in the last column; None
-    where labels were not asked for.
+    pixels: int64 (P, 2, C + 1): those of each label outside and inside the foreground, void in the last column. masks:
+    the foreground of each picture, 0 and 1 (H, W). Both None where labels were not asked for.
     """
 
     vectors: Floats
     found: Bits
     pixels: NDArray[np.int64] | None
+    masks: PackedMaps | None = None
 
     @property
     def tables(self) -> NDArray[np.int64]:
@@ -122,14 +124,34 @@ class Objects:
         return self.pixels
 
 
-def gather(vectors: Sequence[Doubles | None], channels: int, pixels: Sequence[NDArray[np.int64]] | None) -> Objects:
+def gather(
+    vectors: Sequence[Doubles | None],
+    channels: int,
+    pixels: Sequence[NDArray[np.int64]] | None,
+    masks: PackedMaps | None = None,
+) -> Objects:
     """`Objects` from what was found picture by picture; None stands for a picture without foreground."""
     found = np.array([vector is not None for vector in vectors], np.bool_)
     held = np.zeros((len(vectors), channels), np.float32)
     for index, vector in enumerate(vectors):
         if vector is not None:
             held[index] = vector
-    return Objects(held, found, None if pixels is None else np.stack(pixels))
+    return Objects(held, found, None if pixels is None else np.stack(pixels), masks)
+
+
+def paint_objects(tables: NDArray[np.int64], ids: NDArray[np.integer[Any]], around: int, clusters: int) -> Counts:
+    """Per-picture counts, the object of each picture painted with its id and what is around it with `around`.
+
+    tables: pixels of each label outside and inside the foreground, (P, 2, C + 1), void last. ids: (P,), below
+    `clusters`.
+    """
+    tables = tables.copy()
+    alike = ids == around
+    tables[alike, 0] += tables[alike, 1]
+    tables[alike, 1] = 0
+    picture, inside, label = (index.astype(np.int32) for index in np.nonzero(tables))
+    cluster = np.where(inside, ids[picture], around).astype(np.int32)
+    return Counts(picture, cluster, label, tables[picture, inside, label], (len(ids), clusters, tables.shape[2]))
 
 
 def majority(inside: NDArray[np.integer[Any]], background: int | None) -> NDArray[np.int64]:

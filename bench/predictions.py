@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from bench.features import SplitMaps
 from bench.images import write_label
 from bench.plan import ProtocolChoice
 from bench.records import IGNORE
-from bench.settings import ObjectSettings
 from bench.store import Row, Store, arrays_of
 from bench.work import MethodWork
 
@@ -79,8 +77,7 @@ def paint(work: MethodWork, painting: Painting, settings: Any) -> Iterator[NDArr
     if painting.around is None:
         yield from ids
         return
-    how: ObjectSettings = replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
-    for own, mask in zip(ids, work.masks(how), strict=True):
+    for own, mask in zip(ids, work.masks(settings.with_own_foreground), strict=True):
         yield np.where(mask, own, painting.around)
 
 

@@ -91,6 +91,11 @@ class ObjectSettings(InputSettings):
         "mean", "the embedding of an object: the mean over its pixels, or the sum weighted by their logits"
     )
 
+    @property
+    def with_own_foreground(self) -> ObjectSettings:
+        """The same, `auto` being the method's own foreground: for where there must be one."""
+        return dataclasses.replace(self, foreground="adapter") if self.foreground == "auto" else self
+
 
 _MASKS = "masks:"
 

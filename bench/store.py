@@ -34,7 +34,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import __version__
+from bench import __version__, metrics
 from bench.errors import InternalError, StorageError, UnknownNameError
 from bench.files import write_new
 from bench.registry import near
@@ -48,7 +48,9 @@ SCHEMA = 1
 
 _FIX = "choose another folder with --results or DENSEBENCH_RESULTS"
 _NAME = re.compile(r"(?P<key>[0-9a-f]{16})-s(?P<seeds>\d+)(?:\.r(?P<revision>\d+))?\.json")
-_NOT_AVERAGED = {"seed", "match"}
+_NOT_AVERAGED = {"seed", "match", "draws"}
+_HASH = re.compile(rb', "sha256": "(?P<sha256>[0-9a-f]{64})"\}\s*\Z')
+"""The end of a row's file: the hash of its bytes without this entry."""
 _LIBRARIES = (
     "numpy",
     "torch",
@@ -119,16 +121,21 @@ def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+_NOT_STORED = {"path", "rescored"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What a run scored.
 
     run: everything that decides the figures except the seeds; `key` is its hash.
     headline: `rule` and `metric` of the figure that stands in the table.
-    per_seed: the scores of each seed, raw figures in [0, 1]; mean, std: the same over seeds (see `summarise`).
+    per_seed: the scores of each seed, raw figures in [0, 1] (see `bench.metrics.evaluate`); mean, std: the same over
+    seeds (see `summarise`). scoring: version of what was computed from the counts (`bench.metrics.SCORING`).
     dropped: pictures that could not be scored (0 in a sound row). notes: sentences for the reader of the table.
     provenance: where and with what it was computed. seconds: by phase. peak_memory_bytes: of the process.
-    path: the row's file once it has one; not part of the row.
+    path: the row's file once it has one. rescored: its file is of an older scoring, and was scored again from the
+    counts beside it. Neither is part of the row.
     """
 
     run: Mapping[str, Any]
@@ -136,12 +143,14 @@ class Row:
     per_seed: Sequence[Mapping[str, Any]]
     mean: Mapping[str, Any]
     std: Mapping[str, Any]
+    scoring: int = metrics.SCORING
     dropped: int = 0
     notes: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     path: Path | None = field(default=None, compare=False)
+    rescored: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, run: Mapping[str, Any], per_seed: Sequence[Mapping[str, Any]], **rest: Any) -> Row:
@@ -154,11 +163,11 @@ class Row:
         """The row of a parsed JSON object; ValueError when it is none of ours."""
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"it is no row of schema {SCHEMA}")
-        stored = {f.name for f in fields(cls)} - {"path"}
-        missing = sorted(stored - data.keys())
+        stored = {f.name for f in fields(cls)} - _NOT_STORED
+        missing = sorted(stored - data.keys() - {"scoring"})
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        row = cls(**{name: data[name] for name in stored}, path=path)
+        row = cls(**{"scoring": 1, **{name: data[name] for name in stored & data.keys()}}, path=path)
         row._check(data.get("key"), data.get("seeds"))
         return row
 
@@ -171,9 +180,27 @@ class Row:
         if not seeds or seeds != self.seeds:
             raise ValueError("its seeds are not those it has scores of")
 
+    @classmethod
+    def from_bytes(cls, raw: bytes, path: Path | None = None) -> Row:
+        """The row of a file; ValueError when it is none of ours, or not as it was written."""
+        row = cls.from_json(json.loads(raw.decode()), path)
+        end = _HASH.search(raw)
+        if end is None and row.scoring > 1:
+            raise ValueError("it does not end with its hash: it was edited or damaged")
+        if end is not None and hashlib.sha256(raw[: end.start()] + b"}").hexdigest() != end["sha256"].decode():
+            raise ValueError("its hash is not that of its content: it was edited or damaged")
+        if end is None and not _is_summary(row):
+            raise ValueError("its mean is not that of its seeds: it was edited or damaged")
+        return row
+
+    def to_bytes(self) -> bytes:
+        """The row's file: JSON, its last entry the hash of the bytes without it."""
+        text = json.dumps(self.to_json(), allow_nan=False).encode()
+        return text[:-1] + f', "sha256": "{hashlib.sha256(text).hexdigest()}"}}'.encode()
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; NaN (an undefined figure) becomes None. InternalError for what JSON cannot hold."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STORED}
         first = {"schema": SCHEMA, "key": self.key, "run": parts.pop("run"), "seeds": self.seeds}
         return {name: _plain(value) for name, value in (first | parts).items()}
 
@@ -202,12 +229,45 @@ class Row:
     ) -> float | None:
         """A figure over seeds, None where there is none.
 
-        part: "scores", "held_out" or "null". rule, metric: by default those of the headline. statistic: mean or std.
+        part: "scores", "held_out", "constant", "null" or "exchanged". rule, metric: by default those of the headline;
+        `constant` is one prediction, whatever the rule. statistic: mean or std, over seeds.
         """
-        by_rule = getattr(self, statistic).get(part) or {}
-        scores = by_rule.get(rule or self.headline["rule"]) or {}
+        found = getattr(self, statistic).get(part) or {}
+        scores = found if part == "constant" else found.get(rule or self.headline["rule"]) or {}
         value = scores.get(metric or self.headline["metric"])
         return None if value is None else float(value)
+
+    def spread(self, part: str, rule: str | None = None, metric: str | None = None) -> float | None:
+        """The sample standard deviation of all draws of all seeds behind a figure; None where nothing is drawn.
+
+        part: "held_out", "null" or "exchanged". rule, metric: by default those of the headline.
+        """
+        rule, metric = rule or self.headline["rule"], metric or self.headline["metric"]
+        inside, means, total = 0.0, [], 0
+        for scores in self.per_seed:
+            drawn: Mapping[str, Any] = (scores.get("draws") or {}).get(part) or {}
+            deviation = (drawn.get("sd", {}).get(rule) or {}).get(metric)
+            if deviation is None:
+                return None
+            inside += (drawn["number"] - 1) * deviation**2
+            means += [scores[part][rule][metric]] * drawn["number"]
+            total += drawn["number"]
+        return math.sqrt((inside + statistics.pvariance(means) * total) / (total - 1)) if total > 1 else None
+
+    @property
+    def floor(self) -> tuple[str, float, float] | None:
+        """Name, mean and standard deviation of the largest of `bench.metrics.FLOORS`; None where there is none."""
+        found = [(name, mean) for name in metrics.FLOORS if (mean := self.figure(name)) is not None]
+        if not found:
+            return None
+        name, mean = max(found, key=lambda entry: entry[1])
+        return name, mean, self.spread(name) or 0.0
+
+    @property
+    def near_floor(self) -> bool:
+        """Whether the headline is at most the mean of the largest floor and two of its standard deviations."""
+        floor, headline = self.floor, self.headline_mean
+        return floor is not None and headline is not None and headline <= floor[1] + 2 * floor[2]
 
     @property
     def created(self) -> datetime:
@@ -218,6 +278,11 @@ class Row:
         with contextlib.suppress(OSError, AttributeError):
             return datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc)  # type: ignore[union-attr]
         return datetime.fromtimestamp(0, timezone.utc)
+
+
+def _is_summary(row: Row) -> bool:
+    """Whether mean and deviation are those of the seeds: how an edited figure is seen in a row without a hash."""
+    return [_plain(part) for part in summarise(row.per_seed)] == [row.mean, row.std]
 
 
 def _plain(value: Any) -> Any:
@@ -282,7 +347,7 @@ class Store:
         The arrays are there before the row is, so a row that can be read has its arrays.
         Raises StorageError when either cannot be written; neither is left behind then.
         """
-        text = json.dumps(row.to_json(), allow_nan=False).encode()
+        text = row.to_bytes()
         base = f"{row.key}-s{len(row.seeds)}"
         names = chain([f"{base}.json"], (f"{base}.r{revision}.json" for revision in count(2)))
         return next(path for path in map(self.folder.joinpath, names) if _save_as(path, text, arrays))
@@ -323,13 +388,66 @@ class Store:
     def _read(self, files: Sequence[tuple[Path, int]]) -> Iterator[Row]:
         for path, seeds in files:
             try:
-                row = Row.from_json(json.loads(path.read_text(encoding="utf-8")), path)
+                row = Row.from_bytes(path.read_bytes(), path)
                 if not path.name.startswith(f"{row.key}-s{seeds}.") or len(row.seeds) != seeds:
                     raise ValueError("its name is that of another row")
             except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 log.warning("%s is left out: it is damaged or no row of ours (%s)", path, error)
             else:
-                yield row
+                yield row if row.scoring == metrics.SCORING else rescored(row, self)
+
+
+def rescored(row: Row, store: Store) -> Row:
+    """A row of an older scoring, scored again from the counts beside it; as it is where they do not give its headline.
+
+    What needs more than counts, `exchanged`, is left out, and its note says how to get it.
+    """
+    try:
+        per_seed = [_scored_again(row, scores, store) for scores in row.per_seed]
+    except (StorageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        log.warning("%s was scored by version %s and cannot be scored again (%s)", row.path, row.scoring, error)
+        return row
+    again = Row.of(row.run, per_seed, **_rest_of(row), rescored=True)
+    if any(_apart(again.figure("scores", statistic=s), row.figure("scores", statistic=s)) for s in ("mean", "std")):
+        log.warning("%s was scored by version %s, and its counts give another headline now", row.path, row.scoring)
+        return row
+    return again
+
+
+_AGAIN = "the row is of an older scoring: compute it again with --again"
+
+
+def _rest_of(row: Row) -> dict[str, Any]:
+    taken = {"run", "per_seed", "mean", "std", "scoring", "rescored"}
+    return {f.name: getattr(row, f.name) for f in fields(row) if f.name not in taken}
+
+
+def _apart(one: float | None, other: float | None) -> bool:
+    return one != other if one is None or other is None else abs(one - other) > 1e-9
+
+
+def _scored_again(row: Row, scores: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """One seed's scores, from its counts."""
+    arrays, seed = store.arrays(row), int(scores["seed"])
+    picture, cluster, label, pixels = arrays[f"seed{seed}_counts"].T
+    data, own = row.run["dataset"], scores["scores"]
+    match = np.array(next(iter(own.values()))["match"], np.int64)
+    shape = (int(data["pictures"]), len(match), len(data["classes"]) + 1)
+    picture, cluster, label = (array.astype(np.int32) for array in (picture, cluster, label))
+    counts = metrics.Counts(picture, cluster, label, pixels.astype(np.int64), shape)
+    around = arrays.get(f"seed{seed}_around")
+    about: dict[str, Any] = {
+        "names": arrays["names"].tolist() if "names" in arrays else (),
+        "background": data["background"],
+        "given": () if around is None else (int(around),),
+        "seed": seed,
+    }
+    if metrics.AS_PREDICTED in own:
+        found = metrics.evaluate_predictions(counts, match, **about)
+    else:
+        found = metrics.evaluate(counts, **about)
+    found["exchanged_note"] = found["null_note"] or _AGAIN
+    return {**scores, **found}
 
 
 def _beside(path: Path) -> Path:

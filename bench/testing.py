@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bench import dense, images, registry
 from bench.backbone import Backbone
 from bench.batches import Batches, fetch
-from bench.contracts import Adapter, Estimator, Examples, Learner, Lessons, Maps, Outcome, Scope, Scores
+from bench.contracts import Adapter, Estimator, Examples, Learner, Lessons, Maps, Outcome, Predicted, Scope, Scores
 from bench.features import grid
 from bench.metrics import Counts, count_pixels, evaluate, evaluate_predictions
 from bench.objects import Frame, Objects, foreground, gather, tally
@@ -369,13 +369,16 @@ class MemoryWork:
 
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
-    ) -> list[Counts]:
+    ) -> list[Predicted]:
         split = self.splits["train" if maps.key.startswith("train") else "eval"]
         tables: list[list[NDArray[np.int64]]] = []
+        decided: list[list[NDArray[np.uint8]]] = []
         for name, heads in self._decided(maps, scores, at):
             label = split.labels[int(name.removeprefix("picture"))]
             tables.append([count_pixels(ids, label, self.classes, self.classes) for ids in heads])
-        return [Counts.from_dense(list(of_head)) for of_head in zip(*tables, strict=True)]
+            decided.append(heads)
+        of_heads = zip(zip(*tables, strict=True), zip(*decided, strict=True), strict=True)
+        return [Predicted(counts=Counts.from_dense(list(own)), maps=maps_) for own, maps_ in of_heads]
 
     def paint_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
@@ -565,10 +568,12 @@ def _check_runs(card: ProtocolCard, settings: Any, split: MemorySplit, classes: 
         assert np.array_equal(outcome.counts.dense(), again.counts.dense()), (
             f"{card.name} must give the same for one seed"
         )
+        assert outcome.layout is not None, f"{card.name} must say which id its pixels have: assignments, or a painting"
+        about: dict[str, Any] = {"names": [f"picture{i}" for i in range(len(pixels))], "background": 0, "seed": 0}
         if outcome.matched is None:
-            scores = evaluate(outcome.counts, background=0, seed=0)["scores"]
+            scores = evaluate(outcome.counts, given=outcome.given, **about)["scores"]
         else:
-            scores = evaluate_predictions(outcome.counts, outcome.matched, background=0, seed=0)["scores"]
+            scores = evaluate_predictions(outcome.counts, outcome.matched, given=outcome.given, **about)["scores"]
         assert scores[card.headline]["miou"] == 1.0, (
             f"{card.name} must score 1.0 on one-hot labels, got {scores[card.headline]}"
         )

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 
 from bench import dense, fitting, foregrounds, registry, weights
 from bench.cache import Cache, record_key
-from bench.contracts import Adapter, Dataset, Learner, Lessons, Maps, Scope, Scores
+from bench.contracts import Adapter, Dataset, Learner, Lessons, Maps, Outcome, Predicted, Scope, Scores
 from bench.errors import CheckpointError, MismatchError, SettingError, StorageError
+from bench.exchange import Exchange
 from bench.features import Runtime, SplitMaps, pictures_at_once
 from bench.files import write_atomic
 from bench.images import cell_index
 from bench.labels import CellLabels, LabelPixels, count_cells
 from bench.metrics import Counts, count_pixels
 from bench.objects import Objects
+from bench.packed import PackedMaps
 from bench.plan import Job, Plan, ProtocolChoice
 from bench.processes import on_rank_0
 from bench.progress import progress, track
@@ -214,6 +216,7 @@ class MethodWork:
         self._objects: dict[tuple[object, ...], Objects] = {}
         self._maps: dict[str, SplitMaps] = {}
         self._labels: CellLabels | None = None
+        self._exchange: Exchange | None = None
         self._cells: dict[tuple[object, ...], list[NDArray[np.bool_]]] = {}
         self._inside: dict[tuple[object, ...], CellLabels] = {}
         self._kept: dict[str, Mapping[str, NDArray[Any]]] = {}
@@ -466,14 +469,50 @@ class MethodWork:
 
     def count_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"
-    ) -> list[Counts]:
-        """Per-picture counts of maps of class scores, one `Counts` per head."""
+    ) -> list[Predicted]:
+        """What maps of class scores predict, one `Predicted` per head."""
         tables: list[list[NDArray[np.int64]]] = []
+        packed: list[PackedMaps] = []
         for name, heads in zip(maps.names, self._decided(maps, scores, at), strict=True):
             with self._session.runtime.clock.phase("count"):
                 label = self._session.plan.dataset.label(name)
                 tables.append([count_pixels(ids, label, self.classes, self.classes) for ids in heads])
-        return [Counts.from_dense(list(of_head)) for of_head in zip(*tables, strict=True)]
+            packed = packed or [PackedMaps() for _ in heads]
+            with self._session.runtime.clock.phase("exchange"):
+                for ids, kept in zip(heads, packed, strict=True):
+                    kept.append(ids)
+        of_heads = zip(zip(*tables, strict=True), packed, strict=True)
+        return [Predicted(counts=Counts.from_dense(list(own)), maps=kept) for own, kept in of_heads]
+
+    def exchanged(self, outcome: Outcome, settings: Any) -> list[Counts]:
+        """The counts of an outcome under the layouts of other pictures, one for each draw (see `bench.exchange`).
+
+        settings: of the row; labels that do not count in the outcome are void here too.
+        """
+        painting = outcome.layout
+        if painting is None:
+            return []
+        if len(self.taps) > 1:
+            return self.alone(painting.which).exchanged(outcome, settings)
+        if self._exchange is None:
+            self._exchange = Exchange(self._session.plan.dataset, self.maps("eval"), self.read_labels)
+        counts = outcome.counts
+        with self._session.runtime.clock.phase("exchange"):
+            if painting.around is None:
+                found = self._exchange.counts(painting, counts.shape[1])
+            else:
+                how = settings.with_own_foreground
+                key = (how.foreground, how.threshold)
+                found = self._exchange.counts(painting, counts.shape[1], key, lambda: self._packed_masks(how))
+            scored = np.asarray(counts.total().any(0), np.bool_)
+            return [drawn.restricted(scored) for drawn in found]
+
+    def _packed_masks(self, how: ObjectSettings) -> PackedMaps:
+        """The foreground of every scored picture, from the pass that made its objects where there was one."""
+        for (split, *foreground, _), objects in self._objects.items():
+            if split == "eval" and foreground == [how.foreground, how.threshold] and objects.masks:
+                return objects.masks
+        return PackedMaps(mask.view(np.uint8) for mask in self.masks(how))
 
     def paint_scores(
         self, maps: Maps, scores: Iterable[Scores], *, at: Literal["label", "input"] = "label"

@@ -67,7 +67,8 @@ def _run_foreground(work: Work, settings: ClusterSettings, seed: int) -> Outcome
         nothing = [np.zeros(cells.shape, np.uint8) for cells in held]
         work.say("none of the pictures has a foreground: everything is background")
         notes = (note, "none of the pictures has a foreground: everything is background")
-        return Outcome(counts=work.count(nothing, 1), assignments=list(nothing), notes=notes)
+        painting = Painting(cells=nothing, around=0)
+        return Outcome(counts=work.count(nothing, 1), assignments=list(nothing), painting=painting, notes=notes)
     if clusters < wanted:
         note += f"; K was cut from {wanted} to {clusters} clusters of the foreground, the number of its vectors"
     settings = replace(settings, clusters=clusters)
@@ -80,6 +81,7 @@ def _run_foreground(work: Work, settings: ClusterSettings, seed: int) -> Outcome
         assignments.append(ids)
     outcome = _outcome(work, replace(settings, clusters=clusters + 1), reduced, found, assignments, inside=settings)
     outcome.arrays["around"] = np.array(0, np.int32)
+    outcome.painting = Painting(cells=assignments, around=0)
     outcome.notes = (note, *outcome.notes)
     return outcome
 

@@ -333,5 +333,6 @@ def _own_decoder(model: Segmenter) -> set[nn.Parameter]:
 def _scored(work: Work, settings: FinetuneSettings, model: Segmenter) -> Outcome:
     model.eval()
     maps = work.maps_by(model, "classes")
-    (counts,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
-    return Outcome(counts=counts, matched=np.arange(work.classes), read=(model.read,))
+    (found,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
+    painting = Painting(pixels=found.maps)
+    return Outcome(counts=found.counts, painting=painting, matched=np.arange(work.classes), read=(model.read,))

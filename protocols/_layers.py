@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.contracts import Outcome, Painting, Work
-from bench.metrics import match, score
+from bench.metrics import score_rules
 from bench.settings import deciding
 
 from . import _clustering
@@ -75,6 +75,7 @@ def _run(work: Work, settings: ClusterSettings, seed: int, rule: str) -> Outcome
     which = int(np.argmax(found["held_out_miou"] if held else found["miou"]))
     outcome = _clustering.run(work.alone(which), settings, seed)
     outcome.arrays["which"] = np.array(which, np.int32)
+    outcome.painting = replace(outcome.layout, which=which) if outcome.layout else None
     outcome.facts |= {"tried": tried}
     seeds = f"means over seeds {JUDGES[0]} to {JUDGES[-1]}"
     note = f"{choice_note(f'tap={work.taps[which]}', tried, len(held))} ({seeds})"
@@ -103,5 +104,5 @@ def _mean(work: Work, settings: ClusterSettings, rule: str, metric: str) -> floa
 
 
 def _scored(work: Work, settings: ClusterSettings, seed: int, rule: str) -> dict[str, Any]:
-    confusion = _clustering.run(work, settings, seed).counts.confusion()
-    return score(confusion, match(confusion, rule), work.background)
+    counts, _ = _clustering.run(work, settings, seed).counts.canonical()
+    return dict(score_rules(counts.confusion(), work.background)[rule])

@@ -43,10 +43,11 @@ def run(work: Work, settings: HummingbirdSettings, seed: int) -> Outcome:
     for note in notes[1:]:
         work.say(note)
     maps = work.maps("eval")
-    (counts,) = work.count_scores(maps, _scores(work, settings, maps, memory))
+    (found,) = work.count_scores(maps, _scores(work, settings, maps, memory))
     kept = {"vectors": memory.vectors, "labels": memory.labels} if memory.nbytes <= _KEPT else {}
     return Outcome(
-        counts=counts,
+        counts=found.counts,
+        painting=Painting(pixels=found.maps),
         arrays={"memory": np.array(len(memory)), **kept},
         notes=tuple(notes),
         facts={"memory": len(memory), "memory_bytes": memory.nbytes, "train_cells": filled.cells},

@@ -7,20 +7,17 @@ background class has K clusters of objects, and what is not painted is one clust
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Outcome, Work
-from bench.metrics import Counts
-from bench.objects import Objects
+from bench.contracts import Outcome, Painting, Work
+from bench.objects import Objects, paint_objects
 from bench.settings import ObjectSettings, mask_set
 
 from ._clustering import FACTS, cluster_vectors, dimensions, fit_reduction, rank_notes, reduced_block, source_of
 from ._settings import ClusterSettings
 
-__all__ = ["painted", "pooled", "run_objects"]
+__all__ = ["pooled", "run_objects"]
 
 BACKGROUND = 0
 """The id of what is not painted; objects follow."""
@@ -63,22 +60,12 @@ def _clustered(objects: Objects, settings: ClusterSettings) -> NDArray[np.float3
 def _outcome(scored: Objects, ids: NDArray[np.int32], clusters: int, *, notes: tuple[str, ...]) -> Outcome:
     """Counts of objects painted with `ids`, those of pictures without foreground being 0."""
     return Outcome(
-        counts=painted(scored, ids, BACKGROUND, clusters + 1),
+        counts=paint_objects(scored.tables, ids, BACKGROUND, clusters + 1),
+        painting=Painting(objects=ids, around=BACKGROUND),
         arrays={"objects": ids, "around": np.array(BACKGROUND, np.int32)},
         notes=notes,
         facts={"objects": float(scored.found.sum()), "pictures_without_foreground": float((~scored.found).sum())},
     )
-
-
-def painted(objects: Objects, ids: NDArray[np.integer[Any]], around: int, clusters: int) -> Counts:
-    """Per-picture counts, the object of each picture painted with its id and what is around it with `around`."""
-    tables = objects.tables.copy()
-    alike = ids == around
-    tables[alike, 0] += tables[alike, 1]
-    tables[alike, 1] = 0
-    picture, inside, label = (index.astype(np.int32) for index in np.nonzero(tables))
-    cluster = np.where(inside, ids[picture], around).astype(np.int32)
-    return Counts(picture, cluster, label, tables[picture, inside, label], (len(ids), clusters, tables.shape[2]))
 
 
 def pooled(settings: ObjectSettings) -> str:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.batches import per_epoch
-from bench.contracts import Examples, Lessons, Maps, Outcome, Painting, Scores, Work
+from bench.contracts import Examples, Lessons, Maps, Outcome, Painting, Predicted, Scores, Work
 from bench.errors import InputError, SettingError
 from bench.metrics import Counts, score
 from bench.records import IGNORE
@@ -166,29 +166,29 @@ class _BestOnVal:
         self._work, self._settings, self._probe = work, settings, probe
         self._numbers = probe.in_order([n for n, head in enumerate(probe.heads) if not head.judged])
         self.best: list[tuple[float, int]] = [(-1.0, 0) for _ in probe.heads]
-        self._last: tuple[int, list[Counts]] = (-1, [])
+        self._last: tuple[int, list[Predicted]] = (-1, [])
 
     def after_epoch(self, epoch: int) -> None:
         every = self._settings.val_every
         if not every or (epoch % every and epoch != self._settings.epochs):
             return
-        for number, counts in zip(self._numbers, self.counts(epoch), strict=True):
-            miou = _judge(counts)["miou"]
+        for number, found in zip(self._numbers, self.predicted(epoch), strict=True):
+            miou = _judge(found.counts)["miou"]
             if miou > self.best[number][0]:
                 self.best[number] = (miou, epoch)
 
-    def counts(self, epoch: int) -> list[Counts]:
-        """Counts of the scored split by every head that may be scored, in the order of `in_order`."""
+    def predicted(self, epoch: int) -> list[Predicted]:
+        """What every head that may be scored predicts on the scored split, in the order of `in_order`."""
         if self._last[0] != epoch:
             self._last = (epoch, _count(self._work, self._settings, self._probe, self._numbers))
         return self._last[1]
 
-    def figures(self) -> dict[int, Counts]:
-        """Counts at the end, by the number of the head."""
-        return dict(zip(self._numbers, self.counts(self._settings.epochs), strict=True))
+    def figures(self) -> dict[int, Predicted]:
+        """What is predicted at the end, by the number of the head."""
+        return dict(zip(self._numbers, self.predicted(self._settings.epochs), strict=True))
 
 
-def _count(work: Work, settings: LinearSettings, probe: Heads, numbers: Sequence[int]) -> list[Counts]:
+def _count(work: Work, settings: LinearSettings, probe: Heads, numbers: Sequence[int]) -> list[Predicted]:
     maps = work.maps("eval")
     return work.count_scores(maps, probe.scores(maps, numbers), at=settings.decide)
 
@@ -204,8 +204,8 @@ def _judge(counts: Counts) -> dict[str, Any]:
 def _outcome(
     work: Work, settings: LinearSettings, probe: Heads, record: _BestOnVal, held: Sequence[int], unseen: Sequence[str]
 ) -> Outcome:
-    counts = record.figures()
-    scored = list(counts)
+    found = record.figures()
+    scored = list(found)
     notes: list[str] = []
     facts: dict[str, Any] = {}
     chosen = min(scored)
@@ -213,6 +213,7 @@ def _outcome(
     if len(scored) == 1 and failures:
         raise InputError(f"{failures[chosen]}: lower it with --set linear.lr=…")
     if len(scored) > 1:
+        counts = {number: of_head.counts for number, of_head in found.items()}
         chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
     notes += [*(text for number, text in failures.items() if not probe.heads[number].judged), *unseen]
     for note in notes:
@@ -222,7 +223,8 @@ def _outcome(
         facts |= {"best_on_val_miou": best, "best_on_val_epoch": epoch}
     weight, bias = probe.folded(chosen)
     return Outcome(
-        counts=counts[chosen],
+        counts=found[chosen].counts,
+        painting=Painting(pixels=found[chosen].maps),
         arrays={
             "weight": weight.cpu().numpy(),
             "bias": bias.cpu().numpy(),
@@ -275,7 +277,8 @@ def _choose(
 def _held_out_counts(work: Work, settings: LinearSettings, probe: Heads, held: Sequence[int]) -> dict[int, Counts]:
     """Counts of the held-out pictures by every head that never saw them, by the number of the head."""
     judged = probe.in_order([number for number, head in enumerate(probe.heads) if head.judged])
-    return dict(zip(judged, _count(work.part(held), settings, probe, judged), strict=True))
+    found = _count(work.part(held), settings, probe, judged)
+    return {number: of_head.counts for number, of_head in zip(judged, found, strict=True)}
 
 
 def _failures(probe: Heads) -> dict[int, str]:
@@ -307,9 +310,9 @@ def _score_own(work: Work, settings: LinearSettings, tap: str) -> Outcome:
             "one with --set linear.head=train"
         )
     maps = work.maps_by(work.network, tap)
-    (counts,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
+    (found,) = work.count_scores(maps, as_they_are(maps, work.device), at=settings.decide)
     note = "the checkpoint's own classifier; nothing was trained"
-    return Outcome(counts=counts, notes=(note,), matched=np.arange(work.classes))
+    return _predicted(found, note)
 
 
 def _score_stored(work: Work, settings: LinearSettings, arrays: Mapping[str, NDArray[Any]]) -> Outcome:
@@ -319,10 +322,16 @@ def _score_stored(work: Work, settings: LinearSettings, arrays: Mapping[str, NDA
             f"linear.{settings.head}: that row has no head for the {work.classes} classes of this data set"
         )
     maps = work.maps("eval")
-    (counts,) = work.count_scores(maps, _stored_scores(work, maps, arrays), at=settings.decide)
+    (found,) = work.count_scores(maps, _stored_scores(work, maps, arrays), at=settings.decide)
     arrays = {name: np.asarray(arrays[name]) for name in ("weight", "bias", "which", "unit")}
     note = f"the head of the row {settings.head.removeprefix('row:')}; nothing was trained"
-    return Outcome(counts=counts, arrays=arrays, notes=(note,), matched=np.arange(work.classes))
+    return _predicted(found, note, arrays)
+
+
+def _predicted(found: Predicted, note: str, arrays: Mapping[str, NDArray[Any]] | None = None) -> Outcome:
+    """What a classifier predicts that was not trained here."""
+    painting, matched = Painting(pixels=found.maps), np.arange(found.counts.shape[1])
+    return Outcome(counts=found.counts, painting=painting, arrays=dict(arrays or {}), notes=(note,), matched=matched)
 
 
 def _stored_scores(work: Work, maps: Maps, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Scores]:

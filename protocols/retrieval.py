@@ -7,7 +7,6 @@ the key of largest cosine, the rest is background. Nothing is matched: ids are c
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,12 +91,12 @@ def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
 
     A data set without a background class: all labels count in the memory, and pixels around objects predict no class.
     """
-    from bench.objects import majority, nearest
+    from bench.objects import majority, nearest, paint_objects
 
-    from ._objects import painted, pooled
+    from ._objects import pooled
 
     counted = _counted(work, settings)
-    how = _settled(settings)
+    how = settings.with_own_foreground
     memory, queries = work.objects("train", how), work.objects("eval", how)
     kept = counted if work.background is None else (*counted, work.background)
     labels = majority(_restricted(memory.tables[:, 1], kept), work.background)
@@ -106,13 +105,13 @@ def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
     ids = np.full(len(queries.found), around, np.int32)
     if keys.any() and queries.found.any():
         ids[queries.found] = labels[keys][nearest(queries.vectors[queries.found], memory.vectors[keys])]
-    scored = dataclasses.replace(queries, pixels=_restricted(queries.tables, kept))
     clusters = work.classes + (work.background is None)
     notes = [pooled(how), *_notes(keys, memory.found, queries.found)]
     for note in notes[1:]:
         work.say(note)
     return Outcome(
-        counts=painted(scored, ids, around, clusters),
+        counts=paint_objects(_restricted(queries.tables, kept), ids, around, clusters),
+        painting=Painting(objects=ids, around=around),
         arrays={"objects": ids, "around": np.array(around, np.int32)},
         shared={"keys": memory.vectors[keys], "key_labels": labels[keys].astype(np.int32)},
         notes=tuple(notes),
@@ -126,16 +125,11 @@ def predict(work: Work, settings: RetrievalSettings, arrays: Mapping[str, NDArra
     """The memory of a finished row, asked for other pictures."""
     from bench.objects import nearest
 
-    queries, around = work.objects("eval", _settled(settings), labels=False), int(arrays["around"])
+    queries, around = work.objects("eval", settings.with_own_foreground, labels=False), int(arrays["around"])
     ids = np.full(len(queries.found), around, np.int32)
     if queries.found.any() and len(arrays["keys"]):
         ids[queries.found] = arrays["key_labels"][nearest(queries.vectors[queries.found], arrays["keys"])]
     return Painting(objects=ids, around=around)
-
-
-def _settled(settings: RetrievalSettings) -> RetrievalSettings:
-    """`auto` is the method's own foreground: there must be one."""
-    return dataclasses.replace(settings, foreground="adapter") if settings.foreground == "auto" else settings
 
 
 def _counted(work: Work, settings: RetrievalSettings) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"errors", "records", "metrics", "cluster", "dense", "distinct", "neighbours", "objects"},
+    {"errors", "records", "metrics", "cluster", "dense", "distinct", "neighbours", "objects", "packed"},
     {"paths", "clock", "progress", "cache", "files"},
     {"distributed", "panels", "prefetch", "runs", "hosts"},
     {"processes"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"weights", "store", "datasets", "datasets.folder", "datasets.pictures", "datasets.shapes", "datasets.voc"},
     {"augment", "batches", "contrast", "journal", "mutual", "warp"},
     {"features", "fitting"},
-    {"labels", "foregrounds", "plan", "tables", "testing", "listing"},
+    {"labels", "exchange", "foregrounds", "plan", "tables", "testing", "listing"},
     {"formats", "published"},
     {"work"},
     {"predictions"},
