@@ -449,3 +449,12 @@ def test_predicted_classes_are_scored_as_they_are():
     clustered = metrics.evaluate(counts, background=0, seed=0)
     assert {name: seen[name] for name in same} == {name: clustered[name] for name in same}
     assert set(seen) == set(clustered)
+
+
+def test_labels_that_do_not_count_become_void():
+    counts = random_counts(clusters=5, classes=4)
+    restricted = counts.restricted(np.array([True, False, True, False, True])).dense()
+    dense = counts.dense()
+    np.testing.assert_array_equal(restricted[..., [0, 2]], dense[..., [0, 2]])
+    assert not restricted[..., [1, 3]].any()
+    np.testing.assert_array_equal(restricted[..., 4], dense[..., [1, 3, 4]].sum(-1))

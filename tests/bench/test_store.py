@@ -370,3 +370,100 @@ def test_without_git_nothing_is_said(checkout, monkeypatch):
 def test_the_store_imports_no_torch():
     code = "import sys, bench.store, bench.files, bench.tables; print({'torch', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# ----------------------------------------------------------------------------------------- draws, floors, older scoring
+
+OLD = Path(__file__).parents[1] / "golden" / "rows_of_scoring_1"
+"""Rows of the first scoring, two seeds each but the retrieval, of the first twelve pictures of `shapes`."""
+
+
+def test_the_spread_is_that_of_all_draws(make):
+    draws = np.random.default_rng(0).random((3, 5))
+    per_seed = [
+        scores(seed, 0.5)
+        | {
+            "null": {"one_to_one_iou": {"miou": own.mean()}},
+            "draws": {"null": {"number": 5, "sd": {"one_to_one_iou": {"miou": own.std(ddof=1)}}}},
+        }
+        for seed, own in enumerate(draws)
+    ]
+    row = Row.of(RUN, per_seed, headline={"rule": "one_to_one_iou", "metric": "miou"})
+    assert row.spread("null") == pytest.approx(draws.std(ddof=1), rel=1e-12)
+    assert row.figure("null") == pytest.approx(draws.mean(), rel=1e-12)
+    assert row.spread("exchanged") is None
+    assert row.spread("null", "many_to_one_iou") is None
+
+
+@pytest.mark.parametrize(("miou", "near"), [(0.31, True), (0.33, False)])
+def test_the_largest_floor_and_who_is_near_it(miou, near):
+    drawn = {"null": 0.30, "exchanged": 0.20}
+    one = scores(0, miou) | {"constant": {"miou": 0.25}}
+    one |= {name: {"one_to_one_iou": {"miou": value}} for name, value in drawn.items()}
+    one["draws"] = {name: {"number": 5, "sd": {"one_to_one_iou": {"miou": 0.01}}} for name in drawn}
+    row = Row.of(RUN, [one], headline={"rule": "one_to_one_iou", "metric": "miou"})
+    assert row.floor == ("null", 0.30, pytest.approx(0.01))
+    assert row.near_floor is near
+
+
+def test_an_edited_figure_is_seen(tmp_path, make, caplog):
+    store_ = Store(tmp_path)
+    path = store_.save(make(0.5, 0.6), {})
+    text = path.read_text()
+    for old, new in (("0.55", "0.75"), ('"a note"', '"another"'), ("0.25", "0.35")):
+        assert text.count(old)
+        path.write_text(text.replace(old, new))
+        caplog.clear()
+        assert store_.rows() == []
+        assert f"{path} is left out" in caplog.text
+        assert "edited or damaged" in caplog.text
+    path.write_text(text[: text.index(', "sha256"')] + "}")
+    assert store_.rows() == []
+    path.write_text(text)
+    assert store_.rows() == [make(0.5, 0.6)]
+
+
+def test_rows_of_the_first_scoring_are_scored_again_from_their_counts():
+    rows = Store(OLD).rows()
+    assert len(rows) == 3
+    for row in rows:
+        raw = json.loads(row.path.read_text())
+        assert "scoring" not in raw
+        assert (row.scoring, row.rescored) == (store.metrics.SCORING, True)
+        assert row.key == raw["key"]
+        rule = row.headline["rule"]
+        assert row.headline_mean == pytest.approx(raw["mean"]["scores"][rule]["miou"], abs=1e-12)
+        assert row.figure("constant") > 0
+        assert row.figure("null") > 0
+        assert row.spread("null") > 0
+        assert (row.figure("held_out") is None) == (rule == "as_predicted")
+        assert row.figure("exchanged") is None
+        assert "--again" in row.per_seed[0]["exchanged_note"]
+    objects, colour, retrieval = (
+        next(row for row in rows if (row.run["method"], row.run["protocol"]) == name)
+        for name in (("maskcontrast", "overclustering"), ("colour", "overclustering"), ("maskcontrast", "retrieval"))
+    )
+    # the background of objects stays where it was given, so their null is worth more than it was
+    before = json.loads(objects.path.read_text())["mean"]["null"]["many_to_one_iou"]["miou"]
+    assert objects.figure("null") > before + 0.01
+    assert colour.figure("null") < colour.headline_mean
+    assert retrieval.floor[0] == "constant"
+
+
+def test_rows_whose_counts_are_gone_stay_as_they_are(tmp_path, caplog):
+    for path in OLD.iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = Store(tmp_path).rows()
+    assert [row.scoring for row in rows] == [1, 1, 1]
+    assert not any(row.rescored for row in rows)
+    assert caplog.text.count("cannot be scored again") == 3
+
+
+def test_an_edited_mean_of_the_first_scoring_is_seen(tmp_path, caplog):
+    (path, *_) = sorted(OLD.glob("*.json"))
+    data = json.loads(path.read_text())
+    data["mean"]["nmi"] += 0.01
+    (tmp_path / path.name).write_text(json.dumps(data))
+    assert Store(tmp_path).rows() == []
+    assert "its mean is not that of its seeds" in caplog.text
