@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fnmatch
 import glob
+import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -15,8 +17,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,7 +40,8 @@ _PAUSE = 1.0  # seconds before the second attempt; doubles from there
 _TIMEOUT = (15, 60)  # seconds to connect, and between two packets
 _CHUNK = 1 << 18
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP states that may be gone at the next attempt
-_PAGE_STARTS = ("<!doctype html", "<html")
+_PAGE_START = re.compile(r"\ufeff?(?:\s|<!--.*?-->|<\?xml.*?\?>)*<(?:!doctype\s+html|html)\b", re.I | re.S)
+_LONGEST_MESSAGE = 160  # characters of a JSON answer that are shown
 _PAGE_SIZE = 1 << 14  # bytes of a file that are looked at when it is a page after all
 
 
@@ -47,7 +51,8 @@ def fetch(
     """Download `url` to `target`, which is the whole, verified file or does not exist.
 
     A file already there is verified and returned. Bytes arrive in `target` + ".part", which a later call continues
-    where the server can; a connection that breaks is taken up again within the call.
+    where the server can; a connection that breaks is taken up again within the call. Of several processes that fetch
+    one file at once each has a part of its own, and whoever is last puts the same verified file in its place.
 
     url: of the file, or as Google Drive and Dropbox share it (see `bench.hosts`).
     sha256, md5: lower-case hex digest or its beginning, "" = unknown. size: bytes, 0 = unknown.
@@ -66,10 +71,59 @@ def fetch(
         )
     with _storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _bar() as bar:
-        _receive(job, attempts, bar)
-    _finish(job)
+    with _own_part(target) as part:
+        job = replace(job, part=part)
+        with _bar() as bar:
+            _receive(job, attempts, bar)
+        _finish(job)
     return target
+
+
+@contextmanager
+def _own_part(target: Path) -> Iterator[Path]:
+    """A part that no other process writes to: the first of `.part`, `.part2`, … that is not locked.
+
+    Locks end with their process, so that a part which a killed one left is continued by the next.
+    """
+    for number in count(1):
+        part = target.with_name(f"{target.name}.part{number if number > 1 else ''}")
+        with _storage_errors(part):
+            file = part.open("ab")
+        with file:
+            if _lock(file) and _is_still(file, part):
+                try:
+                    yield part
+                finally:
+                    with suppress(OSError):
+                        if _is_still(file, part) and not part.stat().st_size:
+                            part.unlink()
+                            _validator(part).unlink(missing_ok=True)
+                return
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Take the file for this process alone; False where another one has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system or a disk without locks: nobody can be told from anybody
+        return True
+    return True
+
+
+def _is_still(file: IO[bytes], path: Path) -> bool:
+    """Whether the name still leads to the file that was opened: whoever had it may have finished meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _validator(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
 
 
 def verify(path: Path, *, sha256: str = "", md5: str = "", size: int = 0) -> str:
@@ -95,16 +149,13 @@ class _Job:
     md5: str
     size: int
     what: str
-
-    @property
-    def part(self) -> Path:
-        """What arrived so far."""
-        return self.target.with_suffix(self.target.suffix + ".part")
+    part: Path = Path()
+    """What arrived so far."""
 
     @property
     def validator(self) -> Path:
         """Which version of the file `part` is the beginning of: the URL and its ETag or date, a line each."""
-        return self.part.with_suffix(".part.etag")
+        return _validator(self.part)
 
     @property
     def by_hand(self) -> str:
@@ -157,6 +208,7 @@ def _receive_once(job: _Job, session: requests.Session, report: Callable[[int, i
                     raise _BrokenOff("the server has a shorter file than the part that was kept")
                 return
             _refuse_answer(job, response)
+            _refuse_coding(job, response)
             start = _start(job, response)
             total = _total(response, start)
             with _storage_errors(job.part):
@@ -165,7 +217,9 @@ def _receive_once(job: _Job, session: requests.Session, report: Callable[[int, i
                 done = _append(job.part, start, response.raw, lambda done: report(done, total))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _BrokenOff(type(error).__name__) from error
-    if total is not None and done < total:
+    if total is not None and done != total:
+        if done > total:
+            _forget(job)
         raise _BrokenOff(f"{done} of {total} bytes arrived")
 
 
@@ -174,10 +228,22 @@ def _resume_headers(job: _Job) -> dict[str, str]:
     have = job.part.stat().st_size if job.part.exists() else 0
     if not have:
         return {}
-    url, _, tag = job.validator.read_text("utf-8").partition("\n") if job.validator.exists() else ("", "", "")
+    url, tag = _noted(job)
     if url == job.url and tag:
         return {"Range": f"bytes={have}-", "If-Range": tag}
     return {"Range": f"bytes={have}-"} if job.sha256 or job.md5 else {}
+
+
+def _noted(job: _Job) -> tuple[str, str]:
+    """The address and the version that the part is the beginning of."""
+    url, _, tag = job.validator.read_text("utf-8").partition("\n") if job.validator.exists() else ("", "", "")
+    return url, tag
+
+
+def _version(response: requests.Response) -> str:
+    """What names the version of an answer; weak ETags do not promise equal bytes and are left out."""
+    tag = response.headers.get("ETag", "")
+    return response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
 
 
 def _start(job: _Job, response: requests.Response) -> int:
@@ -185,6 +251,10 @@ def _start(job: _Job, response: requests.Response) -> int:
     if response.status_code != 206:
         return 0
     have = job.part.stat().st_size if job.part.exists() else 0
+    tag, now = _noted(job)[1], _version(response)
+    if tag and now and tag != now:  # a server that does not read If-Range
+        _forget(job)
+        raise _BrokenOff("the server has another version of the file by now")
     if response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
         return have
     _forget(job)
@@ -192,8 +262,24 @@ def _start(job: _Job, response: requests.Response) -> int:
 
 
 def _total(response: requests.Response, start: int) -> int | None:
+    """The length of the whole file, where the server tells it."""
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2] if response.status_code == 206 else ""
+    if whole.isdecimal() and whole.isascii():
+        return int(whole)
     length = response.headers.get("Content-Length", "")
-    return start + int(length) if length.isdigit() else None
+    return start + int(length) if length.isdecimal() and length.isascii() else None
+
+
+def _refuse_coding(job: _Job, response: requests.Response) -> None:
+    """What was packed for the transfer alone would be kept packed: it was asked for as it is."""
+    transfer = [word.strip().lower() for word in response.headers.get("Transfer-Encoding", "").split(",")]
+    packed = [word for word in transfer if word not in ("", "identity", "chunked")]
+    content = response.headers.get("Content-Encoding", "").strip().lower()
+    # servers say of a .tar.gz that its content is packed, and mean the file itself
+    if content not in ("", "identity") and job.target.suffix.lower() not in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
+        packed.append(content)
+    if packed:
+        raise DownloadError(f"{job.url} is sent packed ({', '.join(packed)}), not as it is: {job.by_hand}")
 
 
 def _all_arrived(job: _Job, response: requests.Response) -> bool:
@@ -231,17 +317,14 @@ def _refuse_small_disk(job: _Job, start: int, total: int | None) -> None:
 
 
 def _note_validator(job: _Job, response: requests.Response) -> None:
-    """Remember which version is arriving; weak ETags do not promise equal bytes and are left out."""
-    tag = response.headers.get("ETag", "")
-    if not tag or tag.startswith("W/"):
-        tag = response.headers.get("Last-Modified", "")
-    write_atomic(job.validator, f"{job.url}\n{tag}".encode())
+    """Remember which version is arriving."""
+    write_atomic(job.validator, f"{job.url}\n{_version(response)}".encode())
 
 
 def _append(part: Path, start: int, raw: Any, report: Callable[[int], None]) -> int:
     """Write what arrives after byte `start`; returns the length of the file."""
     done = start
-    with part.open("r+b" if start else "wb") as file:
+    with part.open("r+b") as file:
         file.truncate(start)
         file.seek(start)
         # the raw stream: a server that marks a .tar.gz as gzip-encoded must not have it unpacked on the way
@@ -259,9 +342,12 @@ def _finish(job: _Job) -> None:
     with _storage_errors(job.target):
         with job.part.open("rb") as file:
             start = file.read(_PAGE_SIZE).decode("utf-8", "replace")
-        if start.lstrip().lower().startswith(_PAGE_STARTS) and not _may_be_page(job):
+        if _PAGE_START.match(start) and not _may_be_page(job):
             _forget(job)
             raise _page_instead(job, start)
+        if _is_message(start) and job.target.suffix.lower() not in (".json", ".txt"):
+            _forget(job)
+            raise DownloadError(f"{job.url} answers {_shown(start)} in place of the file: {job.by_hand}")
         try:
             _check(job, job.part, f"it was removed; try again, or {job.by_hand}")
         except DownloadError:
@@ -269,6 +355,19 @@ def _finish(job: _Job) -> None:
             raise
         job.part.replace(job.target)
         job.validator.unlink(missing_ok=True)
+
+
+def _is_message(start: str) -> bool:
+    """Whether a file is nothing but a short JSON object, which services answer in place of a file."""
+    try:
+        return isinstance(json.loads(start), dict)
+    except ValueError:
+        return False
+
+
+def _shown(text: str) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
 
 
 def _check(job: _Job, path: Path, fix: str) -> None:
@@ -280,7 +379,8 @@ def _check(job: _Job, path: Path, fix: str) -> None:
 
 
 def _forget(job: _Job) -> None:
-    job.part.unlink(missing_ok=True)
+    """Empty the part, which stays this process's own."""
+    os.truncate(job.part, 0)
     job.validator.unlink(missing_ok=True)
 
 
@@ -329,6 +429,7 @@ class _Member:
     name: str
     kind: str  # "file", "folder", "link" or what else it is called
     link: str
+    size: int
     open: Callable[[], IO[bytes] | None]
 
 
@@ -399,7 +500,10 @@ def _files_called(member: str, folder: Path) -> list[Path]:
 
 
 def _unpack(archive: Path, root: Path, patterns: Sequence[str] | None) -> None:
-    damaged = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+    damaged = (
+        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError),
+        *(ValueError, OverflowError, LookupError, MemoryError),
+    )
     links: list[_Member] = []
     try:
         with _bar() as bar, bar.open(archive, "rb", description=f"unpacking {archive.name}") as file:
@@ -414,8 +518,11 @@ def _unpack(archive: Path, root: Path, patterns: Sequence[str] | None) -> None:
                 else:
                     _copy(archive, member, path)
         # last, so that nothing is ever written through a link
-        for member in links:
-            _link(archive, member, root)
+        made = [_link(archive, member, root) for member in links]
+        # and looked at again when all are there: one may lead through another that came later
+        for member, path in zip(links, made, strict=True):
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise _unsafe(archive, member, f" (link to {member.link!r})")
     except damaged as error:
         raise DownloadError(_damaged(archive, error)) from error
     except OSError as error:
@@ -444,7 +551,7 @@ def _members(archive: Path, file: Any) -> Iterator[_Member]:
 def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     link = (info.external_attr >> 16) & 0o170000 == 0o120000
     kind = "symbolic link in a zip" if link else "folder" if info.is_dir() else "file"
-    return _Member(info.filename, kind, "", lambda: opened.open(info))
+    return _Member(info.filename, kind, "", info.file_size, lambda: opened.open(info))
 
 
 def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
@@ -454,13 +561,14 @@ def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
         kind = "folder"
     else:
         kind = "file" if info.isfile() or info.islnk() else "device"
-    return _Member(info.name, kind, info.linkname, lambda: opened.extractfile(info))
+    return _Member(info.name, kind, info.linkname, info.size, lambda: opened.extractfile(info))
 
 
 def _inside(archive: Path, member: _Member, root: Path) -> Path:
     """Where a member goes; refuses everything that could leave `root`."""
     pure = PurePosixPath(member.name.replace("\\", "/"))
     unsafe = pure.is_absolute() or ".." in pure.parts or ":" in (pure.parts[:1] or ("",))[0]
+    unsafe = unsafe or "\0" in member.name + member.link or (not pure.parts and member.kind != "folder")
     if unsafe or member.kind not in ("file", "folder", "link"):
         raise _unsafe(archive, member, "" if unsafe else f" ({member.kind})")
     return root / pure
@@ -472,6 +580,12 @@ def _unsafe(archive: Path, member: _Member, why: str) -> DownloadError:
 
 def _copy(archive: Path, member: _Member, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if member.size > free:
+        raise StorageError(
+            f"{archive} says that its member {member.name!r} has {_megabytes(member.size)}, the disk has "
+            f"{_megabytes(free)} left: free some space, or do not trust this archive"
+        )
     try:
         source = member.open()
     except KeyError:
@@ -482,7 +596,7 @@ def _copy(archive: Path, member: _Member, path: Path) -> None:
         shutil.copyfileobj(source, copy, _CHUNK)
 
 
-def _link(archive: Path, member: _Member, root: Path) -> None:
+def _link(archive: Path, member: _Member, root: Path) -> Path:
     path = _inside(archive, member, root)
     home = root.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -491,3 +605,4 @@ def _link(archive: Path, member: _Member, root: Path) -> None:
     if PurePosixPath(member.link).is_absolute() or not stays:
         raise _unsafe(archive, member, f" (link to {member.link!r})")
     path.symlink_to(member.link)
+    return path

@@ -10,6 +10,7 @@ import socket
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,87 @@ def test_without_version_and_digest_nothing_is_continued(server, tmp_path):
     download.fetch(server.url, tmp_path / "b", md5=MD5)  # the digest will tell
     assert [asked.get("Range") for asked in server.asked] == [None, "bytes=300000-"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+
+
+def test_another_version_of_the_rest_starts_again(server, tmp_path, monkeypatch):
+    """A server that does not read If-Range sends the rest of another file: its ETag tells."""
+    server.breaks = [300_000]
+    target = tmp_path / "file.bin"
+    with pytest.raises(DownloadError):
+        download.fetch(server.url, target, attempts=1)
+    server.content, server.etag = CONTENT[::-1], '"v2"'
+    monkeypatch.setattr(Handler, "_start", lambda self: int(self.headers.get("Range", "bytes=0-")[6:-1]))
+    download.fetch(server.url, target)
+    assert target.read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag", ['"v1"', ""])
+def test_processes_that_fetch_one_file_do_not_meet(server, tmp_path, etag):
+    """Each has a part of its own; all end with the whole file, and nothing is left beside it."""
+    server.etag = etag
+    target, seen, hold = tmp_path / "file.bin", [], threading.Event()
+    original = Handler.do_GET
+
+    def slowly(self):
+        seen.append(left(tmp_path))
+        if len(seen) < 3:
+            hold.wait(5)
+        else:
+            hold.set()
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Handler, "do_GET", slowly)
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda _: download.fetch(server.url, target).read_bytes() == CONTENT, range(3)))
+    assert found == [True] * 3
+    assert [name for name in seen[-1] if not name.endswith(".etag")] == [
+        "file.bin.part",
+        "file.bin.part2",
+        "file.bin.part3",
+    ]
+    assert [name for name in left(tmp_path) if not name.endswith(".etag")] == ["file.bin"]
+
+
+def test_the_part_of_a_process_that_is_gone_is_continued(server, tmp_path):
+    server.breaks = [300_000]
+    with pytest.raises(DownloadError):
+        download.fetch(server.url, tmp_path / "file.bin", attempts=1)
+    download.fetch(server.url, tmp_path / "file.bin")
+    assert server.asked[-1]["Range"] == "bytes=300000-"
+
+
+def test_a_file_that_is_sent_packed_is_refused(server, tmp_path, monkeypatch):
+    send = Handler.send_header
+    for name, value in (("Content-Encoding", "gzip"), ("Transfer-Encoding", "gzip, chunked")):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                Handler,
+                "send_header",
+                lambda self, k, v, n=name, w=value: send(self, *((n, w) if k == "ETag" else (k, v))),
+            )
+            with pytest.raises(DownloadError, match=r"is sent packed \(gzip"):
+                download.fetch(server.url, tmp_path / "weights.pth")
+            if name == "Content-Encoding":  # what is packed itself is often announced so
+                assert download.fetch(server.url, tmp_path / "file.tar.gz").read_bytes() == CONTENT
+    assert left(tmp_path) == ["file.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xef\xbb\xbf<!DOCTYPE html><title>Sign in</title>", "is not public"),
+        (b"<!-- generated -->\n<?xml version='1.0'?>\n <html><title>Gone</title>", 'web page, not the file ("Gone")'),
+        (b'{"error": "access denied",\n "code": 403}', 'answers {"error": "access denied", "code": 403} in place'),
+    ],
+    ids=["mark", "comment", "json"],
+)
+def test_messages_are_not_the_file(server, tmp_path, content, says):
+    server.content = content
+    with pytest.raises(DownloadError) as refused:
+        download.fetch(server.url, tmp_path / "weights.pth")
+    assert says in str(refused.value)
+    assert left(tmp_path) == []
 
 
 def test_a_server_without_ranges_starts_again(server, tmp_path):
@@ -608,3 +690,50 @@ def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"full; free some space"):
         download.extract_file(archive, "w.pth", tmp_path / "w.pth")
     assert left(tmp_path) == ["m.tgz"]
+
+
+def test_links_that_lead_out_together_are_refused(tmp_path):
+    """Each link looks as if it stayed inside as long as the one that it goes through is not there."""
+    archive = tmp_path / "a.tar"
+    (tmp_path / "secret.txt").write_text("outside")
+    with tarfile.open(archive, "w") as tar:
+        for name, goal in (("leak", "p/secret.txt"), ("p", "q/.."), ("q", ".")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, goal
+            tar.addfile(info)
+    with pytest.raises(DownloadError, match="unsafe member 'leak'"):
+        download.extract(archive, tmp_path / "target")
+    assert left(tmp_path) == ["a.tar", "secret.txt"]
+
+
+@pytest.mark.parametrize("name", ["", "/"], ids=["empty", "root"])
+def test_names_that_are_none_are_refused(tmp_path, name):
+    archive = tmp_path / "a.zip"
+    info = zipfile.ZipInfo("x")
+    info.filename = name
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(info, b"content")
+    with pytest.raises(DownloadError):
+        download.extract(archive, tmp_path / "target")
+    assert left(tmp_path) == ["a.zip"]
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a")
+        info.pax_headers = {"path": "a\0b"}
+        tar.addfile(info)
+    with pytest.raises(DownloadError, match="unsafe member"):
+        download.extract(archive, tmp_path / "target")
+    assert left(tmp_path) == ["a.tar"]
+
+
+def test_a_member_larger_than_the_disk_is_refused(tmp_path):
+    archive = tmp_path / "a.tar"
+    info = tarfile.TarInfo("huge.bin")
+    info.size = 1 << 60
+    archive.write_bytes(info.tobuf(format=tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(StorageError, match=r"huge\.bin"):
+        download.extract(archive, tmp_path / "target")
+    assert left(tmp_path) == ["a.tar"]

@@ -59,7 +59,7 @@ def nearest(own, side):
     return (2 * np.arange(side) + 1) * own // (2 * side)
 
 
-def by_pixel(seen: Pictures, maps, clusters=CLUSTERS):
+def by_pixel(seen, maps, clusters=CLUSTERS):
     """Counts of whole id maps that were brought from each donor to its receiver."""
     drawn = []
     for donor in donors(seen.names):
@@ -72,7 +72,7 @@ def by_pixel(seen: Pictures, maps, clusters=CLUSTERS):
     return drawn
 
 
-def counted(seen: Pictures, painting, **about):
+def counted(seen, painting, **about):
     exchange = Exchange(seen, seen, seen.own)
     first = [counts.dense() for counts in exchange.counts(painting, CLUSTERS, **about)]
     again = [counts.dense() for counts in exchange.counts(painting, CLUSTERS, **about)]
