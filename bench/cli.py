@@ -284,9 +284,11 @@ def table(
             f"there are no rows in {folder}: make some with `bench eval`, or name their folder with --results"
         )
     if published:
-        from bench.published import beside
+        from bench.published import beside, left_out
 
         papers = beside(rows)
+        for sentence in left_out(rows):
+            log.info("%s", sentence)
         if not papers:
             log.info("nothing is published under the protocols, settings and data sets of these rows")
         rows = [*rows, *papers]

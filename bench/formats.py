@@ -7,14 +7,25 @@ import html
 import io
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench import registry
 from bench.errors import SettingError
 from bench.store import Row
-from bench.tables import AS_PREDICTED, RULES, Cell, Label, Table, canonical, is_published, one_line, percent
+from bench.tables import (
+    AS_PREDICTED,
+    RULES,
+    Cell,
+    Label,
+    Table,
+    canonical,
+    is_published,
+    one_line,
+    settled,
+    with_spread,
+)
 
 __all__ = ["FORMATS", "render", "text"]
 
@@ -50,9 +61,7 @@ class _Style:
             return self.missing
         if cell.mean is None:
             return self.missing + self.marks(cell.marks)
-        figure = percent(cell.mean)
-        if cell.std is not None:
-            figure += f" {self.plus_minus} {percent(cell.std)}"
+        figure = with_spread(cell.mean, cell.std).replace("±", self.plus_minus)
         wrap = self.upper_bound if cell.upper_bound else {1: self.best, 2: self.second}.get(cell.rank, "{}")
         return wrap.replace("{}", figure) + self.marks(cell.marks)
 
@@ -154,10 +163,13 @@ _TEXT = _Style(
 def render(table: Table, form: str) -> str:
     """A table as text of one of `FORMATS`.
 
-    csv: one line per run, matching rule and metric, every figure in [0, 1] at full precision, for machines; a
-        published figure has its source in the last column and no key, the figure of a setting that was tried beside
-        others (a layer, a learning rate) has its name under `tried`.
-    latex: a `table` that needs only the package booktabs. markdown: a pipe table. html: a page of its own.
+    csv: one line per run, matching rule and metric, every figure in [0, 1] at full precision, for machines. `mean` and
+        `std` are over seeds, `held_out_…`, `null_…` and `exchanged_…` over draws; `settled` is what `auto` came to,
+        `others` what else of the run has no column, `notes` the footnotes. A published figure has its source in the
+        last column and no key, the figure of a setting that was tried beside others (a layer, a learning rate) has its
+        name under `tried`. A figure that there is none of is empty.
+    latex: a `table` that needs only the package booktabs. markdown: a pipe table. html: a page of its own. All have
+        the floors of every run in a second table.
     Raises SettingError for another format.
     """
     writers = {"csv": _csv, "latex": _latex, "markdown": _markdown, "html": _html}
@@ -185,27 +197,50 @@ def _styler(table: Table, style: _Style) -> Any:
 
 def _latex(table: Table) -> str:
     tabular = _styler(table, _LATEX).to_latex(hrules=True, column_format="l" + "c" * len(table.columns)).rstrip()
-    notes = "".join(f"\n\n\\par\\footnotesize {note}" for note in _LATEX.footnotes(table))
+    notes = [*_LATEX.footnotes(table)]
+    below = _beside(table, _BESIDE)
+    floors = ""
+    if below.lines:
+        rows = [[_LATEX.escape(cell) for cell in line] for line in (below.header, *below.lines)]
+        head, *lines = (" & ".join(line) + r" \\" for line in rows)
+        body = "\n".join([head, r"\midrule", *lines])
+        form = "ll" + "c" * (len(below.header) - 2)
+        floors = f"\n\n\\medskip\n\\begin{{tabular}}{{{form}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}"
+        notes += [_LATEX.escape(sentence) for sentence in below.legend]
     caption = " ".join(_LATEX.sentences(table))
+    under = "".join(f"\n\n\\par\\footnotesize {note}" for note in notes)
     return (
         "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
-        f"\\caption{{{caption}}}\n{tabular}{notes}\n\\end{{table}}\n"
+        f"\\caption{{{caption}}}\n{tabular}{floors}{under}\n\\end{{table}}\n"
     )
 
 
 def _markdown(table: Table) -> str:
+    names = [_MARKDOWN.label(label) for label in table.rows]
+    lines = [[name, *cells] for name, cells in zip(names, _grid(table, _MARKDOWN), strict=True)]
+    header = ["", *(_MARKDOWN.label(label) for label in table.columns)]
+    parts = [_pipes(header, lines, 1), _listed([*_MARKDOWN.sentences(table), *_MARKDOWN.footnotes(table)])]
+    below = _beside(table, _BESIDE)
+    if below.lines:
+        escaped = [[_MARKDOWN.escape(cell) for cell in line] for line in (below.header, *below.lines)]
+        parts += [_pipes(escaped[0], escaped[1:], 2), _listed([_MARKDOWN.escape(text) for text in below.legend])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _pipes(header: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> str:
     import tabulate
 
-    names = [_MARKDOWN.label(label) for label in table.rows]
-    grid = tabulate.tabulate(
-        [[name, *cells] for name, cells in zip(names, _grid(table, _MARKDOWN), strict=True)],
-        headers=["", *(_MARKDOWN.label(label) for label in table.columns)],
+    return tabulate.tabulate(
+        lines,
+        headers=header,
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=["left", *["center"] * len(table.columns)],
+        colalign=[*["left"] * names, *["center"] * (len(header) - names)],
     )
-    below = [f"- {line}" for line in _MARKDOWN.sentences(table)] + [f"- {line}" for line in _MARKDOWN.footnotes(table)]
-    return "\n".join([grid, "", *below]) + "\n"
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 _HTML_LOOK: list[dict[str, Any]] = [
@@ -225,7 +260,21 @@ def _html(table: Table) -> str:
     styler = _styler(table, _HTML).set_uuid("densebench").set_table_styles(_HTML_LOOK)
     styler = styler.set_caption("<br>".join([*_HTML.sentences(table), *_HTML.footnotes(table)]))
     page: str = styler.to_html(doctype_html=True, encoding="utf-8")
-    return page.replace("<head>", "<head>\n<title>densebench</title>", 1)
+    page = page.replace("<head>", "<head>\n<title>densebench</title>", 1)
+    return page.replace("</body>", f"{_html_beside(table)}</body>", 1)
+
+
+def _html_beside(table: Table) -> str:
+    import pandas as pd
+
+    below = _beside(table, _BESIDE)
+    if not below.lines:
+        return ""
+    escaped = [[_HTML.escape(cell) for cell in line] for line in (below.header, *below.lines)]
+    styler = pd.DataFrame([line[1:] for line in escaped[1:]]).style.set_uuid("beside").set_table_styles(_HTML_LOOK)
+    styler = styler.format_index([line[0] for line in escaped[1:]].__getitem__, axis=0)
+    styler = styler.format_index(escaped[0][1:].__getitem__, axis=1)
+    return str(styler.set_caption("<br>".join(map(_HTML.escape, below.legend))).to_html())
 
 
 _CSV_FIELDS = (
@@ -237,10 +286,12 @@ _CSV_FIELDS = (
     "weights_sha256",
     "tap",
     "protocol",
+    "protocol_version",
     "preset",
     "preset_version",
     "clusters",
     "settings",
+    "settled",
     "dataset",
     "split",
     "pictures",
@@ -248,6 +299,8 @@ _CSV_FIELDS = (
     "fingerprint",
     "dtype",
     "precision",
+    "others",
+    "scoring",
     "tried",
     "rule",
     "metric",
@@ -257,8 +310,13 @@ _CSV_FIELDS = (
     "std",
     "held_out_mean",
     "held_out_std",
+    "constant",
     "null_mean",
     "null_std",
+    "exchanged_mean",
+    "exchanged_std",
+    "near_floor",
+    "notes",
     "published",
 )
 
@@ -267,57 +325,92 @@ def _csv(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
-    for _, cell in sorted(table.cells.items()):
-        run = _csv_run(cell.row)
+    for (_, column), cell in sorted(table.cells.items()):
+        marks = sorted({*cell.marks, *table.columns[column].marks})
+        run = _csv_run(cell.row) | {"notes": "; ".join(table.notes[mark] for mark in marks)}
         writer.writerows(run | figures for figures in _csv_figures(cell.row))
     return stream.getvalue()
+
+
+_CSV_OF_RUN = (
+    "method", "method_version", "tap", "protocol", "protocol_version", "preset", "preset_version", "dtype", "precision",
+)  # fmt: skip
+_CSV_OF_DATA = ("split", "pictures", "limit", "fingerprint")
 
 
 def _csv_run(row: Row) -> dict[str, Any]:
     run, data = row.run, row.run.get("dataset") or {}
     checkpoint, settings = run.get("checkpoint") or {}, run.get("settings") or {}
-    same = ("method", "method_version", "tap", "protocol", "preset", "preset_version", "dtype", "precision")
     return {
         "key": "" if is_published(row) else row.key,
         "published": run.get("published"),
         "seeds": len(row.seeds),
-        **{name: run.get(name) for name in same},
+        **{name: run.get(name) for name in _CSV_OF_RUN},
         "options": canonical(run.get("options") or {}),
         "checkpoint": checkpoint.get("name"),
         "weights_sha256": checkpoint.get("sha256"),
         "clusters": settings.get("clusters"),
         "settings": canonical(settings),
+        "settled": canonical({name: value for name, value in settled(row).items() if value != settings.get(name)}),
         "dataset": data.get("name"),
-        **{name: data.get(name) for name in ("split", "pictures", "limit", "fingerprint")},
+        **{name: data.get(name) for name in _CSV_OF_DATA},
+        "others": canonical(_csv_others(run)),
+        "scoring": "" if is_published(row) else row.scoring,
     }
+
+
+def _csv_others(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the figures of a run and has no column of its own."""
+    shown = {*_CSV_OF_RUN, "options", "checkpoint", "settings", "dataset", "published"}
+    parts = {"checkpoint": {"name", "sha256"}, "dataset": {"name", *_CSV_OF_DATA}}
+    inner = {
+        part: {name: value for name, value in (run.get(part) or {}).items() if name not in columns}
+        for part, columns in parts.items()
+    }
+    return {name: value for name, value in run.items() if name not in shown} | inner
 
 
 def _csv_figures(row: Row) -> list[dict[str, Any]]:
     """Every rule's every metric, the figures that need no matching (ARI, NMI), and those of every setting tried."""
-    lines: list[dict[str, Any]] = []
-    for rule, scores in (row.mean.get("scores") or {}).items():
-        for metric in (name for name, value in scores.items() if not isinstance(value, list | dict)):
-            parts = {"": "scores", "held_out_": "held_out", "null_": "null"}
-            lines.append(
-                {
-                    "rule": rule,
-                    "metric": metric,
-                    "headline": int({"rule": rule, "metric": metric} == dict(row.headline)),
-                    **{
-                        f"{prefix}{statistic}": row.figure(part, rule, metric, statistic=statistic)
-                        for prefix, part in parts.items()
-                        for statistic in ("mean", "std")
-                    },
-                }
-            )
+    lines = [
+        _csv_figure(row, rule, metric)
+        for rule, scores in (row.mean.get("scores") or {}).items()
+        for metric in (scores or {row.headline["metric"]: None})
+        if metric not in _NO_FIGURES
+    ]
     lines += [
         {"rule": "", "metric": name, "headline": 0, "mean": row.mean[name], "std": row.std.get(name)}
         for name in ("ari", "nmi", "best_on_val_miou", "best_on_val_epoch")
         if name in row.mean
     ]
     for tried, figures in (row.mean.get("tried") or {}).items():
-        lines += [{"tried": tried, "metric": name, "headline": 0, "mean": value} for name, value in figures.items()]
+        lines += [
+            {"tried": tried, "metric": name, "headline": 0, "mean": value} for name, value in (figures or {}).items()
+        ]
     return lines
+
+
+_NO_FIGURES = {"iou", "match"}
+"""What stands among the figures of a rule and holds one for each class or cluster."""
+
+
+def _csv_figure(row: Row, rule: str, metric: str) -> dict[str, Any]:
+    drawn = {
+        f"{part}_{statistic}": figure
+        for part in ("held_out", "null", "exchanged")
+        for statistic, figure in (("mean", row.figure(part, rule, metric)), ("std", row.spread(part, rule, metric)))
+    }
+    is_headline = {"rule": rule, "metric": metric} == dict(row.headline)
+    return {
+        "rule": rule,
+        "metric": metric,
+        "headline": int(is_headline),
+        "mean": row.figure("scores", rule, metric),
+        "std": row.figure("scores", rule, metric, statistic="std"),
+        "constant": row.figure("constant", rule, metric),
+        **drawn,
+        "near_floor": int(row.near_floor) if is_headline and not is_published(row) else "",
+    }
 
 
 def text(table: Table, width: int = 120) -> str:
@@ -333,7 +426,12 @@ def text(table: Table, width: int = 120) -> str:
     ]
     blocks = [_text_block(["", *names], block) for block in _fold(columns, width - max(map(len, names)) - 2)]
     below = [*_TEXT.sentences(table), *(note.strip() for note in _TEXT.footnotes(table))]
-    return "\n\n".join([*blocks, "\n".join(below), *filter(None, (_rules_block(table), _measures_block(table)))]) + "\n"
+    beside = [
+        _beside(table, columns, wanted)
+        for columns, wanted in ((_RULES, _is_matched), (_MEASURES, None), (_FLOORS, None))
+    ]
+    shown = [_text_beside(block, width) for block in beside if block.lines]
+    return "\n\n".join([*blocks, "\n".join(below), *shown]) + "\n"
 
 
 def _wrapped(label: str, width: int) -> str:
@@ -371,61 +469,126 @@ def _text_block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _rules_block(table: Table) -> str:
-    """What each run scores under every rule: how much of a figure is the method, and how much the matching."""
-
-    def figures(row: Row) -> list[float | None]:
-        by_rule = [row.figure("scores", rule, row.headline["metric"]) for rule in RULES]
-        return [*by_rule, row.figure("held_out"), row.figure("null")]
-
-    header = ["1-1 IoU", "1-1 pixels", "m-1 IoU", "m-1 pixels", "held out", "null"]
-    block = _run_block(table, header, figures, lambda row: row.headline["rule"] != AS_PREDICTED)
-    return block and (
-        f"{block}\n"
-        "held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways.\n"
-        "null: the headline after each picture's cluster ids are permuted on their own."
-    )
-
-
-def _measures_block(table: Table) -> str:
-    """What each run scores whose ids are classes: nothing is matched; what was learnt may have had better epochs."""
-
-    def figures(row: Row) -> list[float | None]:
-        measures = ("miou", "miou_present", "pixel_accuracy", "class_accuracy")
-        best = row.mean.get("best_on_val_miou")
-        return [*(row.figure("scores", metric=metric) for metric in measures), best, row.figure("null")]
-
-    header = ["mIoU", "of present", "pixel acc.", "class acc.", "best on val", "null"]
-    block = _run_block(table, header, figures, lambda row: row.headline["rule"] == AS_PREDICTED)
-    return block and (
-        f"{block}\n"
-        "Classes are predicted and nothing is matched. best on val: the epoch that scores best, which papers report.\n"
-        "null: the mIoU after each picture's classes are permuted on their own."
-    )
-
-
-def _run_block(
-    table: Table, header: Sequence[str], figures: Callable[[Row], list[float | None]], wanted: Callable[[Row], bool]
-) -> str:
-    """Figures of the runs that are wanted, one line each; "" where there are none."""
+def _text_beside(block: _Block, width: int) -> str:
+    """A block for the terminal; the names of runs are wrapped to what its figures leave of the width."""
     import tabulate
 
-    lines = []
-    for (row, column), cell in sorted(table.cells.items()):
-        if is_published(cell.row) or not wanted(cell.row):
-            continue
-        shown = [_MISSING if figure is None else percent(figure) for figure in figures(cell.row)]
-        names = [one_line(label.text) for label in (table.rows[row], table.columns[column])]
-        lines.append([_wrapped(name, 2 * _NARROW) for name in names] + shown)
-    if not lines:
-        return ""
-    return tabulate.tabulate(
+    figures = [list(column) for column in zip(*(line[2:] for line in block.lines), strict=True)]
+    needed = [max(len(title) + 2, *map(len, cells)) + 2 for title, cells in zip(block.header[2:], figures, strict=True)]
+    room = max(_NARROW, (width - sum(needed) - 2) // 2)
+    lines = [[*(_wrapped(name, room) for name in line[:2]), *line[2:]] for line in block.lines]
+    grid = tabulate.tabulate(
         lines,
-        headers=["mean, percent", "", *header],
+        headers=[_wrapped(block.header[0], room), *block.header[1:]],
         tablefmt="simple",
         disable_numparse=True,
-        colalign=["left", "left", *["right"] * len(header)],
+        colalign=["left", "left", *["right"] * len(needed)],
     )
+    return "\n".join([grid, *block.legend])
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What stands beside the headline of each run. about: what that is, in a phrase."""
+
+    title: str
+    show: Callable[[Row], str]
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Figures of runs, one line each; the first two cells are the names of its row and column in the table."""
+
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    legend: tuple[str, ...]
+
+
+def _beside(table: Table, columns: Sequence[_Column], wanted: Callable[[Row], bool] | None = None) -> _Block:
+    """Figures of the runs that are wanted, by default all; columns that are empty for each of them are left out."""
+    runs = [
+        (table.rows[row].text, table.columns[column].text, cell.row)
+        for (row, column), cell in sorted(table.cells.items())
+        if not is_published(cell.row) and (wanted is None or wanted(cell.row))
+    ]
+    shown = [(column, [column.show(row) for _, _, row in runs]) for column in columns]
+    shown = [(column, cells) for column, cells in shown if any(cells) or column.title in _ALWAYS]
+    lines = [
+        (one_line(row), one_line(column), *(cells[i] or _MISSING for _, cells in shown))
+        for i, (row, column, _) in enumerate(runs)
+    ]
+    return _Block(
+        header=("in percent", "", *(column.title for column, _ in shown)),
+        lines=tuple(lines),
+        legend=tuple(f"{column.title}: {column.about}." for column, _ in shown if column.about),
+    )
+
+
+def _is_matched(row: Row) -> bool:
+    return row.headline["rule"] != AS_PREDICTED
+
+
+def _measure(metric: str) -> Callable[[Row], str]:
+    return lambda row: with_spread(row.figure("scores", metric=metric), None)
+
+
+def _under(rule: str) -> Callable[[Row], str]:
+    return lambda row: with_spread(row.figure("scores", rule, row.headline["metric"]), None)
+
+
+def _drawn(part: str) -> Callable[[Row], str]:
+    return lambda row: with_spread(row.figure(part), row.spread(part))
+
+
+_SHORT_RULES = ("1-1 IoU", "1-1 pixels", "m-1 IoU", "m-1 pixels")
+_RULES = tuple(_Column(title, _under(rule)) for title, rule in zip(_SHORT_RULES, RULES, strict=True))
+"""What each run scores under every rule: how much of a figure is the method, and how much the matching."""
+
+_MEANS = (
+    _Column("of present", _measure("miou_present"), "mean IoU over the classes with a pixel in the labels"),
+    _Column(
+        "occurring",
+        _measure("miou_occurring"),
+        "over the classes with a pixel in the labels or, after matching, in the predictions (the NaN-mean of STEGO and "
+        "PiCIE)",
+    ),
+)
+_MEASURES = (
+    _Column("mIoU", _measure("miou"), "over all classes, absent ones as 0"),
+    *_MEANS,
+    _Column("pixel acc.", _measure("pixel_accuracy")),
+    _Column("class acc.", _measure("class_accuracy")),
+    _Column(
+        "best on val",
+        lambda row: with_spread(row.mean.get("best_on_val_miou"), None),
+        "mIoU after the epoch that scores best, which papers report; the headline is that of the last",
+    ),
+)
+"""Other means of what each run scores under the headline's rule."""
+
+_FLOORS = (
+    _Column("headline", lambda row: with_spread(row.headline_mean, row.headline_std)),
+    _Column(
+        "held out",
+        _drawn("held_out"),
+        "the headline's rule fitted on one half of the pictures and applied to the other, both ways; ± over splits",
+    ),
+    _Column("constant", lambda row: with_spread(row.figure("constant"), None), "the most frequent class everywhere"),
+    _Column(
+        "null",
+        _drawn("null"),
+        "each picture's ids permuted on their own, but those it was given, then matched anew; ± over draws",
+    ),
+    _Column(
+        "exchanged", _drawn("exchanged"), "each picture takes another's map of ids, then matched anew; ± over draws"
+    ),
+)
+"""What each headline has to be above."""
+
+_BESIDE = (_FLOORS[0], *_MEANS, *_FLOORS[1:])
+_ALWAYS = {column.title for column in _FLOORS} - {"held out"}
+"""Columns that are shown where all is empty: a floor that is missing is no floor that was passed."""
 
 
 def _letter(number: int) -> str:

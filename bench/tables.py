@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench import registry
 from bench.errors import InputError, SettingError
-from bench.metrics import AS_PREDICTED
-from bench.records import MethodCard, ProtocolCard
+from bench.metrics import AS_PREDICTED, SCORING
+from bench.records import MethodCard, Preset, ProtocolCard
+from bench.settings import apply
 from bench.store import Row
 
 __all__ = [
@@ -32,12 +34,17 @@ __all__ = [
     "Table",
     "build",
     "canonical",
+    "changed",
+    "current_preset",
     "family",
     "is_published",
     "method_text",
     "one_line",
     "percent",
     "registered",
+    "settled",
+    "usual_tap",
+    "with_spread",
 ]
 
 AXES = ("method", "dataset", "protocol", "clusters", "origin")
@@ -54,14 +61,20 @@ METHOD_KEYS = ("method", "method_version", "checkpoint", "options", "tap")
 _BESIDE = ("train", "masks")
 """What of a run's data set is a matter of its protocol: what is read beside the pictures that are scored."""
 
+_LONG = 24
+"""Characters of text that a label shows whole."""
+
 _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap", "reads"}
 _A_ROW_EACH = {"fractions"}
 """Settings of which a preset has several values and a row has one, which its label names."""
+_EFFORT = ("restarts",)
+"""Settings that say how hard K-means tries; what follows from the method may make them differ within a column."""
 
 _METRICS = {
     "miou": "mIoU (absent classes count 0)",
-    "miou_present": "mIoU over the classes present",
+    "miou_present": "mIoU over the classes with a pixel in the labels",
+    "miou_occurring": "mIoU over the classes with a pixel in labels or predictions",
     "pixel_accuracy": "pixel accuracy",
     "class_accuracy": "mean class accuracy",
     "foreground_miou": "mIoU without background",
@@ -206,7 +219,8 @@ def _lay(places: Sequence[Sequence[_Place]]) -> tuple[list[int], list[str]]:
     texts = [""] * len(positions)
     for position, at in zip(at_position, combined, strict=True):
         texts[position] = " ".join(place.text for place in at if place.text)
-    return at_position, texts
+    # what no name tells apart is told apart by a digest: two places never look like one
+    return at_position, _tell_apart(texts, [_digest(identity) for identity in positions])
 
 
 def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[int], Any] | None = None) -> list[_Place]:
@@ -220,15 +234,19 @@ def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[in
 
 def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
     runs = [_with_usual_tap(row, cards) for row in rows]
-    identities = [{key: run.get(key) for key in METHOD_KEYS} for run in runs]
+    reads = [str((row.run.get("settings") or {}).get("reads") or "") for row in rows]
+    identities = [
+        {key: run.get(key) for key in METHOD_KEYS} | ({"reads": read} if read else {})
+        for run, read in zip(runs, reads, strict=True)
+    ]
     texts = [method_text(run, cards("methods", family(row))) for run, row in zip(runs, rows, strict=True)]
     options = [row.run.get("options") or {} for row in rows]
     checkpoints = [row.run.get("checkpoint") or {} for row in rows]
     texts = _tell_apart(texts, [str(run.get("tap") or "") for run in runs])
+    texts = _tell_apart(texts, [f"reads={read}" if read else "" for read in reads])
     texts = _tell_apart(texts, _differences(texts, options))
     texts = _tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
     texts = _tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
-    texts = _tell_apart(texts, [_digest(identity) for identity in identities])
     return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
 
 
@@ -237,12 +255,17 @@ def _with_usual_tap(row: Row, cards: CardLookup) -> Mapping[str, Any]:
 
     So a method whose probe reads another map than its clustering has one line.
     """
-    method, protocol = cards("methods", family(row)), cards("protocols", str(row.run.get("protocol")))
-    usual = method.tap_for(protocol) if method and protocol else ""
-    if not usual:
+    method, tap = cards("methods", family(row)), row.run.get("tap")
+    usual = usual_tap(row, cards)
+    if not tap or not method or usual in ("", method.default_tap):
         return row.run
-    tap = row.run.get("tap")
     return {**row.run, "tap": method.default_tap if tap == usual else f"{tap} for {row.run['protocol']}"}
+
+
+def usual_tap(row: Row, cards: CardLookup) -> str:
+    """The map that the row's protocol reads of its method where nothing is said; "" where that is not known."""
+    method, protocol = cards("methods", family(row)), cards("protocols", str(row.run.get("protocol")))
+    return (method.tap_for(protocol) or method.default_tap) if method and protocol else ""
 
 
 def method_text(run: Mapping[str, Any], card: MethodCard | None) -> str:
@@ -300,7 +323,8 @@ def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
     texts = presets if len({i.get("preset") for i in identities}) > 1 else [i["protocol"] for i in identities]
     texts = _tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
     for key in sorted(_A_ROW_EACH):
-        texts = _tell_apart(texts, [" ".join(map(str, own.get(key) or ())) for own in settings])
+        each = [" ".join(map(str, own.get(key) or ())) for own in settings]
+        texts = [f"{text} {own}".rstrip() for text, own in zip(texts, each, strict=True)]
     texts = _tell_apart(texts, _differences(texts, settings))
     for key in ("dtype", "precision"):
         if len({canonical(i.get(key)) for i in identities}) > 1:
@@ -358,8 +382,21 @@ def _differences(groups: Sequence[str], records: Sequence[Mapping[str, Any]]) ->
 
 
 def _compared(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list[tuple[str, ...]]:
-    """For every row what its figure may be compared under: all but the method."""
+    """For every row what its figure stands beside in every layout: all but the method."""
     return [tuple(places[axis][i].identity for axis in AXES if axis != "method") for i in range(len(rows))]
+
+
+def _terms(row: Row) -> dict[str, str]:
+    """What rows may differ in that stand beside each other: they are not ranked together then, and it is said."""
+    return {"headline": _headline_text(row), "effort": _effort_text(row), "scoring": f"scoring version {row.scoring}"}
+
+
+def _effort_text(row: Row) -> str:
+    """How hard K-means tried, where the row says it."""
+    found = settled(row)
+    if found.get("restarts") == 0:  # rows of before did not say what it came to
+        found["restarts"] = 10 if any("objects" in entry for entry in row.per_seed) else 1
+    return ", ".join(f"{key}={_short(found[key])}" for key in _EFFORT if key in found)
 
 
 def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
@@ -367,7 +404,7 @@ def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
     shown: dict[Any, dict[int, str]] = {}
     for i, row in enumerate(rows):
         if row.headline_mean is not None and not (_is_upper_bound(row) or is_published(row)):
-            group = (compared[i], canonical(row.headline))
+            group = (compared[i], *_terms(row).values())
             shown.setdefault(group, {})[i] = percent(row.headline_mean)
     ranks = {}
     for group_figures in shown.values():
@@ -381,9 +418,10 @@ def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
 def _remarks(rows: Sequence[Row], compared: Sequence[Any], cards: CardLookup) -> list[list[str]]:
     """For every row the sentences that its figure must not be read without."""
     usual = _usual_seeds(rows)
-    headlines: dict[Any, set[str]] = {}
+    terms: dict[Any, set[str]] = {}
     for row, group in zip(rows, compared, strict=True):
-        headlines.setdefault(group, set()).add(_headline_text(row))
+        for term, text in ({} if is_published(row) else _terms(row)).items():
+            terms.setdefault((group, term), set()).add(text)
     remarks = []
     for row, group in zip(rows, compared, strict=True):
         if is_published(row):
@@ -393,29 +431,76 @@ def _remarks(rows: Sequence[Row], compared: Sequence[Any], cards: CardLookup) ->
         found += list(row.notes)
         found += [f"{_count(row.dropped, 'picture')} could not be scored"] if row.dropped else []
         found += [_count(len(row.seeds), "seed")] if len(row.seeds) != usual else []
-        found += [_headline_text(row)] if len(headlines[group]) > 1 else []
+        found += [text for term, text in _terms(row).items() if len(terms[group, term]) > 1 and text]
+        found += [*_floor_remarks(row), *_missing_remarks(row)]
         remarks.append([one_line(text) for text in found])
     return remarks
 
 
-def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
-    """Where a row's settings are not those of its preset, or its preset is not what it is today."""
-    preset = next((p for p in card.presets if p.name == row.run.get("preset")), None) if card else None
-    if card is None or preset is None:
+def _floor_remarks(row: Row) -> list[str]:
+    """That a figure is no better than a floor."""
+    if not row.near_floor or row.floor is None:
         return []
-    name = f"{card.name}:{preset.name}"
-    if preset.version != row.run.get("preset_version"):
-        return [f"{name} was at version {row.run.get('preset_version')}; it is at {preset.version} now"]
-    expected = _defaults(card.settings) | preset.values()
-    changed = {
-        key: value
-        for key, value in (row.run.get("settings") or {}).items()
-        if key in expected
-        and key not in _SETTINGS_OF_OTHER_AXES | _A_ROW_EACH
-        and expected[key] != "auto"
-        and canonical(value) != canonical(expected[key])
+    name, mean, sd = row.floor
+    figure = with_spread(mean, None if name == "constant" else sd)
+    return [f"not above the floor {name}, {figure} (its mean + 2 standard deviations)"]
+
+
+def _missing_remarks(row: Row) -> list[str]:
+    """Why held-out matching or a floor is empty."""
+    old = [f"scored by version {row.scoring}, now {SCORING}: --again scores it anew"] if row.scoring < SCORING else []
+    matched = row.headline["rule"] != AS_PREDICTED
+    reasons: dict[str, list[str]] = {}
+    for part in ("held_out", "null", "exchanged"):
+        note = next((entry[f"{part}_note"] for entry in row.per_seed if entry.get(f"{part}_note")), "")
+        if note and row.figure(part) is None and (matched or part != "held_out"):
+            reasons.setdefault(note, []).append(part.replace("_", " "))
+    return [*old, *(f"no {', '.join(parts)}: {note}" for note, parts in reasons.items())]
+
+
+def settled(row: Row) -> dict[str, Any]:
+    """The settings of a row; what follows from the method (`auto`) as what it came to, where the row says so."""
+    found: Mapping[str, Any] = next((entry["settled"] for entry in row.per_seed if entry.get("settled")), {})
+    return {**(row.run.get("settings") or {}), **found}
+
+
+def current_preset(row: Row, card: ProtocolCard | None) -> Preset | None:
+    """A row's preset as it is today, None where it is not registered."""
+    return next((p for p in card.presets if p.name == row.run.get("preset")), None) if card else None
+
+
+def changed(row: Row, card: ProtocolCard, preset: Preset) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a row is not what its preset is today: name -> (the row's value, the preset's).
+
+    What lies on another axis of a table (K, the map that is read) is left out, and what was filled in for `auto` before
+    the row was made.
+    """
+    usual = dataclasses.asdict(apply(card.settings(), preset.values(), card.name))
+    settings = row.run.get("settings") or {}
+    filled_in = {"engine": "sklearn" if settings.get("algorithm") == "minibatch" else "faiss"}
+    return {
+        key: (value, usual.get(key))
+        for key, value in settings.items()
+        if key not in {"clusters", "tap"} | _A_ROW_EACH
+        and canonical(value) != canonical(usual.get(key))
+        and not (usual.get(key) == "auto" and value == filled_in.get(key))
     }
-    return [f"{key}={_short(value)} ({name}: {_short(expected[key])})" for key, value in changed.items()]
+
+
+def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
+    """Where a row is not what its protocol and its preset make today, and how it was computed."""
+    found = [f"computed in {row.run['precision']}"] if row.run.get("precision", "fp32") != "fp32" else []
+    preset = current_preset(row, card)
+    if card is None or preset is None:
+        return found
+    name = f"{card.name}:{preset.name}"
+    for what, then, now in (
+        (card.name, row.run.get("protocol_version"), card.version),
+        (name, row.run.get("preset_version"), preset.version),
+    ):
+        found += [f"{what} was at version {then}; it is at {now} now"] if then not in (None, now) else []
+    of_preset = changed(row, card, preset).items()
+    return found + [f"{key}={_short(value)} ({name}: {_short(usual)})" for key, (value, usual) in of_preset]
 
 
 def _usual_seeds(rows: Sequence[Row]) -> int:
@@ -431,9 +516,11 @@ def _footer(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list
     unless = " unless noted" if any(len(row.seeds) not in (0, usual) for row in rows) else ""
     metric = _by_protocol([_metric_text(row) for row in rows], places)
     matching = _by_protocol([_rule_text(row.headline["rule"]) for row in rows], places)
+    effort = _by_protocol(["" if is_published(row) else _effort_text(row) for row in rows], places)
     return [
         f"{metric}; in percent, {spread}{_count(usual, 'seed')}{unless}.",
         *([f"Clusters are matched to classes with the labels they are scored on: {matching}."] if matching else []),
+        *([f"Effort of K-means: {effort}."] if effort else []),
         "Every pixel of the pictures' original size is scored, void left out.",
         *_data_sentences(rows),
         *(
@@ -522,9 +609,20 @@ def _digest(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in a label: itself where it is short, else a digest that changes with it."""
-    shown = value if isinstance(value, str) else canonical(value)
-    return shown if len(shown) <= 24 else _digest(value)
+    """A value in a label: numbers and lists as they are typed, long text by its ends and a digest that tells it apart.
+
+    Of what a mapping holds the values are shown, of a fingerprint its beginning.
+    """
+    if isinstance(value, Mapping):
+        return ":".join(_short(entry) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return ",".join(_short(entry) for entry in value) or "none"
+    text = value if isinstance(value, str) else canonical(value)
+    if re.fullmatch("[0-9a-f]{32,}", text):
+        return text[:8]
+    if len(text) > _LONG:
+        return f"{text[: _LONG // 2]}…{text[-(_LONG // 2) :]}#{_digest(text)}"
+    return text or "none"
 
 
 def _count(number: int, noun: str) -> str:
@@ -534,6 +632,13 @@ def _count(number: int, noun: str) -> str:
 def percent(figure: float) -> str:
     """A figure in [0, 1] as it is shown and ranked: in percent, one decimal."""
     return f"{100 * figure:.1f}"
+
+
+def with_spread(mean: float | None, sd: float | None) -> str:
+    """A figure and its standard deviation as they are shown; "" where there is none."""
+    if mean is None:
+        return ""
+    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
 
 
 def one_line(text: str) -> str:

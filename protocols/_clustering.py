@@ -29,9 +29,17 @@ __all__ = ["cluster_vectors", "fit_reduction", "predict", "run"]
 def run(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
     """Cluster objects or pixels, as the settings and the method say; a network's own clusters are taken as they are."""
     if work.kind == "cluster_prob":
-        assignments = _likeliest(work)
-        return Outcome(counts=work.count(assignments, settings.clusters), assignments=assignments)
-    settings = settle(settings, work.foreground)
+        assignments, own = _likeliest(work), {"settled": {"unit": "network"}}
+        return Outcome(counts=work.count(assignments, settings.clusters), assignments=assignments, facts=own)
+    settled = settle(settings, work.foreground)
+    outcome = _run_settled(work, settled, seed)
+    asked, used = asdict(settings), asdict(settled)
+    # what tables cannot tell from the row's settings, as `auto` stays in them
+    outcome.facts["settled"] = {name: value for name, value in used.items() if value != asked[name]}
+    return outcome
+
+
+def _run_settled(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
     if settings.unit == "pixel":
         return _run_pixels(work, settings, seed)
     from ._objects import run_objects

@@ -1,9 +1,11 @@
-"""Figures of papers: what the file holds, and where a table puts them."""
+"""Figures of papers: what the file holds, which rows they may stand beside, and where a table puts them."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from bench import formats, registry
-from bench.published import Figure, beside, figures
+from bench.published import Figure, beside, figures, left_out
 from bench.records import CheckpointCard, MethodCard
+from bench.settings import apply
 from bench.store import Row, Store
 from bench.tables import build
 
@@ -23,35 +26,64 @@ CARDS = {
         summary="",
         factory="",
         checkpoints=(CheckpointCard(name="sup", filename="a"), CheckpointCard(name="unsup", filename="b")),
+        default_tap="x",
+        probe_tap="decoder",
     )
 }
+PIXELS = {"unit": "pixel", "foreground": "none", "background": "cluster", "normalize": "none", "pca": 32}
+OBJECTS = {"unit": "object", "foreground": "adapter", "background": "saliency", "normalize": "l2", "pca": 0}
 
 
 def cards(kind: str, name: str) -> Any:
-    return CARDS.get(name) if kind == "methods" else None
+    return CARDS.get(name) if kind == "methods" else registry.card(kind, name)
 
 
 def run_row(
-    method: str, checkpoint: str = "none", *, k: int = 21, data: dict[str, Any] | None = None, **run: Any
+    method: str,
+    checkpoint: str = "none",
+    *,
+    k: int = 21,
+    data: dict[str, Any] | None = None,
+    protocol: str = "kmeans",
+    preset: str = "paper",
+    settings: dict[str, Any] | None = None,
+    came_to: dict[str, Any] | None = None,
+    **run: Any,
 ) -> Row:
+    """A row of a registered protocol and preset, as `bench eval` would store it."""
+    card = registry.card("protocols", protocol)
+    chosen = next(one for one in card.presets if one.name == preset)
+    values = dataclasses.asdict(apply(card.settings(), chosen.values(), protocol))
+    del values["tap"]
+    if "clusters" in values:
+        values |= {"clusters": k, "engine": "sklearn" if values["algorithm"] == "minibatch" else "faiss"}
+    facts = PIXELS if came_to is None else came_to
     whole = {
         "method": method,
         "checkpoint": {"name": checkpoint, "sha256": "cd" * 32},
         "tap": "x",
-        "protocol": "kmeans",
-        "preset": "paper",
-        "settings": {"clusters": k},
+        "protocol": protocol,
+        "protocol_version": card.version,
+        "preset": preset,
+        "preset_version": chosen.version,
+        "settings": json.loads(json.dumps(values | (settings or {}))),
         "dataset": VOC | (data or {}),
         **run,
     }
-    per_seed = [{"seed": seed, "scores": {"one_to_one_iou": {"miou": 0.4 + seed / 100}}} for seed in range(2)]
-    return Row.of(whole, per_seed, headline={"rule": "one_to_one_iou", "metric": "miou"})
+    headline = {"rule": card.headline, "metric": "miou"}
+    asked = whole["settings"]
+    settled = {name: value for name, value in facts.items() if asked.get(name) == "auto"}
+    per_seed = [
+        {"seed": seed, "settled": settled, "scores": {card.headline: {"miou": 0.4 + seed / 100}}} for seed in range(2)
+    ]
+    return Row.of(whole, per_seed, headline=headline)
 
 
-def figure(method: str, miou: float, source: str = "a paper") -> Figure:
+def figure(method: str, miou: float, source: str = "a paper", **more: str) -> Figure:
+    facts = {"protocol": "kmeans", "presets": "paper", "settings": "clusters=21 unit=pixel", "rule": "one_to_one_iou"}
     return Figure(
-        method=method, dataset="voc", split="val", pictures=1449, protocol="kmeans", settings="clusters=21", miou=miou,
-        source=source, note="its note",
+        method=method, dataset="voc", split="val", pictures=1449, miou=miou, source=source, note="its note",
+        **facts | more,
     )  # fmt: skip
 
 
@@ -63,18 +95,33 @@ def test_every_published_figure_is_usable():
     assert len(found) > 40
     places = Counter((f.method, f.dataset, f.split, f.protocol, f.settings) for f in found)
     assert max(places.values()) == 1  # two in one place would hide one another
-    protocols = {**{name: set() for name in ("linear", "finetune")}, **settings_of_protocols()}
     for f in found:
         assert f.dataset in registry.names("datasets")
         assert 0 < f.miou < 100
         assert f.source
         assert f.note
-        keys = {pair.split("=")[0] for pair in f.settings.split()}
-        assert keys <= protocols[f.protocol]
+        card = registry.card("protocols", f.protocol)
+        assert {pair.split("=")[0] for pair in f.settings.split()} <= set(card.settings.__dataclass_fields__)
+        assert f.presets.split()
+        assert set(f.presets.split()) <= {preset.name for preset in card.presets}
+        assert f.rule == card.headline
 
 
-def settings_of_protocols() -> dict[str, set[str]]:
-    return {name: set(card.settings.__dataclass_fields__) for name, card in registry.cards("protocols").items()}
+def test_what_is_reported_of_the_best_epoch_or_at_another_size_stands_beside_nothing():
+    assert {f.protocol for f in figures() if f.otherwise} == {"linear", "retrieval"}
+    assert not [f for f in figures() if f.protocol in ("linear", "retrieval") and not f.otherwise]
+    rows = [
+        run_row("maskcontrast", "sup", protocol=protocol, preset=preset.name, tap="decoder")
+        for protocol in ("linear", "retrieval")
+        for preset in registry.card("protocols", protocol).presets
+    ]
+    assert beside(rows) == []
+    told = left_out(rows)
+    assert [text.split(" left out")[0] for text in told] == [
+        "4 published linear figures", "10 published linear figures", "8 published retrieval figures",
+    ]  # fmt: skip
+    assert "best on val" in told[0]
+    assert "512×512" in told[2]
 
 
 def test_names_of_released_checkpoints_are_ours():
@@ -87,7 +134,9 @@ def test_names_of_released_checkpoints_are_ours():
 
 def test_the_figures_of_the_supplement():
     """Table 1 of arXiv 2102.06191, the variant with supervised initialisation and supervised saliency."""
-    found = {f.settings: f.miou for f in figures() if f.method == "maskcontrast" and "Table 1" in f.source}
+    table = [f for f in figures() if f.method == "maskcontrast" and "Table 1" in f.source]
+    found = {f.settings.split()[0]: f.miou for f in table}
+    assert {f.settings.partition(" ")[2] for f in table} == {"unit=object foreground=adapter background=saliency"}
     assert found == {f"clusters={k}": v for k, v in ((21, 44.2), (50, 51.4), (100, 52.5), (200, 53.6), (500, 57.0))}
 
 
@@ -111,20 +160,77 @@ def test_published_figures_stand_beside_ours_under_the_same_method():
 @pytest.mark.parametrize(
     "other",
     [
-        run_row("swav", k=50),
-        run_row("swav", protocol="overclustering"),
-        run_row("swav", data={"name": "shapes"}),
-        run_row("swav", data={"split": "train"}),
-        run_row("swav", data={"limit": 10, "pictures": 10}),
+        pytest.param({"k": 50}, id="clusters"),
+        pytest.param({"protocol": "overclustering"}, id="protocol"),
+        pytest.param({"data": {"name": "shapes"}}, id="data"),
+        pytest.param({"data": {"split": "train"}}, id="split"),
+        pytest.param({"data": {"limit": 10, "pictures": 10}}, id="limit"),
+        pytest.param({"preset": "native"}, id="size"),
+        pytest.param({"preset_version": 1}, id="version"),
+        pytest.param({"settings": {"size": "448"}}, id="stretched"),
+        pytest.param({"settings": {"pca": 2}}, id="pca"),
+        pytest.param({"settings": {"normalize": "l2"}}, id="normalize"),
+        pytest.param({"settings": {"fit": "train"}}, id="fit"),
+        pytest.param({"came_to": OBJECTS}, id="objects"),
+        pytest.param({"came_to": {}}, id="not told"),
+        pytest.param({"method": "maskcontrast", "tap": "decoder"}, id="tap"),
     ],
 )
-def test_what_is_not_comparable_gets_no_figure(other):
-    assert beside([other], PAPER, cards=cards) == []
+def test_what_was_scored_otherwise_gets_no_figure(other):
+    row = run_row(**{"method": "swav"} | other)
+    assert beside([row], PAPER, cards=cards) == []
+    if row.run["protocol"] == "kmeans" and row.run["dataset"] == VOC:
+        assert left_out([row], PAPER, cards=cards) == [
+            "3 published kmeans figures left out: scored under other settings than these rows"
+        ]
+
+
+def test_what_changes_no_figure_of_a_paper_parts_nothing():
+    assert len(beside([run_row("swav", settings={"engine": "torch"})], PAPER, cards=cards)) == len(PAPER)
+
+
+def named(rows: list[Row]) -> dict[str, float]:
+    """The published figures beside rows, by method."""
+    return {row.run["method"]: 100 * (row.headline_mean or 0) for row in beside(rows)}
+
+
+def test_the_figures_of_pixels_stand_beside_pixels_and_those_of_objects_beside_objects():
+    pixels = {"swav": 4.4, "moco_v2": 4.3, "supervised": 4.4}
+    objects = {
+        "maskcontrast": 44.2, "maskcontrast@unsupervised-saliency": 35.0,
+        "MaskContrast (supervised init, unsupervised saliency)": 41.6,
+        "MaskContrast (MoCo v2 init, supervised saliency)": 38.9,
+    }  # fmt: skip
+    of = {"tap": "embedding", "came_to": OBJECTS}
+    assert named([run_row("swav", "800ep", tap="layer4")]) == pytest.approx(pixels)
+    assert named([run_row("maskcontrast", "supervised-saliency", **of)]) == pytest.approx(objects)
+    assert named([run_row("maskcontrast", preset="released-code", came_to=OBJECTS, tap="embedding")]).keys() == (
+        objects.keys()
+    )
+    for settings in ({"background": "cluster"}, {"foreground": "masks:true"}, {"threshold": 0.5}, {"pooling": "logit"}):
+        assert named([run_row("maskcontrast", settings=settings, **of)]) == {}
+    assert named([run_row("maskcontrast", protocol="overclustering", k=500, **of)])["maskcontrast"] == (
+        pytest.approx(57.0)
+    )
+    assert named([run_row("iic", tap="head_B", came_to={"unit": "network"})]) == pytest.approx({"iic": 9.8})
+    searched = run_row("colorization", preset="paper-search", tap="search")
+    assert named([searched]) == pytest.approx({"colorization": 4.9})
+
+
+def test_a_stand_in_names_its_map_as_the_method_does():
+    """No line reads `maskcontrast None for linear`."""
+    linear = figure("maskcontrast", 63.9, protocol="linear", settings="", rule="as_predicted")
+    ours = [run_row("maskcontrast", "sup"), run_row("swav", protocol="linear")]
+    table = build([*ours, *beside(ours, (linear,), cards=cards)], cards=cards)
+    assert [label.text for label in table.rows] == ["maskcontrast", "swav"]
+    alone = build([ours[1], *beside(ours[1:], (linear,), cards=cards)], cards=cards)
+    assert [label.text for label in alone.rows] == ["swav", "maskcontrast"]
 
 
 def test_one_figure_for_many_methods_and_each_of_several_columns():
+    both = tuple(replace(one, presets="paper native") for one in PAPER)
     rows = [run_row("swav"), run_row("moco_v2"), run_row("swav", preset="native")]
-    papers = beside(rows, PAPER, cards=cards)
+    papers = beside(rows, both, cards=cards)
     assert len(papers) == 2 * len(PAPER)
     table = build([*rows, *papers], cards=cards)
     assert [label.text for label in table.columns] == [
@@ -148,20 +254,16 @@ def test_every_format_marks_them():
         ("", "0", "0.442")
     ]
     assert all(line["key"] for line in lines if not line["published"])
-    figures_of_runs = formats.text(table).partition("mean, percent")[2]
+    figures_of_runs = formats.text(table).partition("in percent  ")[2]
     assert "40.5" in figures_of_runs
     assert "44.2" not in figures_of_runs
 
 
-def test_the_map_that_is_read_does_not_part_them():
-    rows = [run_row("maskcontrast", "sup", protocol="kmeans", k=50), run_row("maskcontrast", "sup", tap="decoder")]
-    card = replace(CARDS["maskcontrast"], default_tap="x")
-    lookup = {"methods": card}.get
-    table = build(
-        [*rows, *beside(rows, PAPER[:1], cards=lambda kind, name: lookup(kind))], cards=lambda kind, _: lookup(kind)
-    )
-    assert [label.text for label in table.rows] == ["maskcontrast", "maskcontrast decoder"]
-    assert table.cells[1, 1].mean == pytest.approx(0.442)
+def test_the_map_of_a_paper_is_not_another_one():
+    rows = [run_row("maskcontrast", "sup", tap="decoder"), run_row("swav")]
+    table = build([*rows, *beside(rows, PAPER[:1], cards=cards)], cards=cards)
+    assert [label.text for label in table.rows] == ["maskcontrast decoder", "swav", "maskcontrast"]
+    assert table.cells[2, 1].mean == pytest.approx(0.442)
 
 
 def test_the_command(bench, tmp_path):
