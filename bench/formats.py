@@ -21,9 +21,11 @@ from bench.tables import (
     Label,
     Table,
     canonical,
+    digest,
     is_published,
     one_line,
     settled,
+    tell_apart,
     with_spread,
 )
 
@@ -50,8 +52,13 @@ class _Style:
     legend: str = "Best in bold, second underlined."
     aside: str = "In italics"
 
-    def label(self, label: Label) -> str:
-        return self.escape(label.text) + self.marks(label.marks)
+    def escaped(self, texts: Sequence[str]) -> list[str]:
+        """Texts as they are written; those that the format's letters make equal are told apart by digests."""
+        return tell_apart([self.escape(text) for text in texts], [f"({digest(text)})" for text in texts])
+
+    def labels(self, labels: Sequence[Label]) -> list[str]:
+        texts = self.escaped([label.text for label in labels])
+        return [text + self.marks(label.marks) for text, label in zip(texts, labels, strict=True)]
 
     def marks(self, marks: Sequence[int]) -> str:
         return self.mark.format(",".join(_letter(mark) for mark in marks)) if marks else ""
@@ -74,7 +81,7 @@ class _Style:
         return [self.escape(line) for line in lines]
 
     def footnotes(self, table: Table) -> list[str]:
-        return [f"{self.marks([n])} {self.escape(note)}" for n, note in enumerate(table.notes)]
+        return [f"{self.marks([n])} {note}" for n, note in enumerate(self.escaped(table.notes))]
 
 
 _LATEX_SPECIAL = {
@@ -189,8 +196,7 @@ def _styler(table: Table, style: _Style) -> Any:
     """The figures as a pandas Styler; names are looked up by position, so equal names cannot clash."""
     import pandas as pd
 
-    rows = [style.label(label) for label in table.rows]
-    columns = [style.label(label) for label in table.columns]
+    rows, columns = style.labels(table.rows), style.labels(table.columns)
     styler = pd.DataFrame(_grid(table, style)).style
     return styler.format_index(rows.__getitem__, axis=0).format_index(columns.__getitem__, axis=1)
 
@@ -216,9 +222,9 @@ def _latex(table: Table) -> str:
 
 
 def _markdown(table: Table) -> str:
-    names = [_MARKDOWN.label(label) for label in table.rows]
+    names = _MARKDOWN.labels(table.rows)
     lines = [[name, *cells] for name, cells in zip(names, _grid(table, _MARKDOWN), strict=True)]
-    header = ["", *(_MARKDOWN.label(label) for label in table.columns)]
+    header = ["", *_MARKDOWN.labels(table.columns)]
     parts = [_pipes(header, lines, 1), _listed([*_MARKDOWN.sentences(table), *_MARKDOWN.footnotes(table)])]
     below = _beside(table, _BESIDE)
     if below.lines:
@@ -418,11 +424,11 @@ def text(table: Table, width: int = 120) -> str:
 
     width: characters that a line may have; a wider table is broken into several with the same rows.
     """
-    names = [_TEXT.label(label) for label in table.rows]
+    names = _TEXT.labels(table.rows)
     figures = zip(*_grid(table, _TEXT), strict=True)
     columns = [
-        [_wrapped(_TEXT.label(label), max(_NARROW, *map(len, cells))), *cells]
-        for label, cells in zip(table.columns, figures, strict=True)
+        [_wrapped(label, max(_NARROW, *map(len, cells))), *cells]
+        for label, cells in zip(_TEXT.labels(table.columns), figures, strict=True)
     ]
     blocks = [_text_block(["", *names], block) for block in _fold(columns, width - max(map(len, names)) - 2)]
     below = [*_TEXT.sentences(table), *(note.strip() for note in _TEXT.footnotes(table))]
@@ -475,16 +481,26 @@ def _text_beside(block: _Block, width: int) -> str:
 
     figures = [list(column) for column in zip(*(line[2:] for line in block.lines), strict=True)]
     needed = [max(len(title) + 2, *map(len, cells)) + 2 for title, cells in zip(block.header[2:], figures, strict=True)]
-    room = max(_NARROW, (width - sum(needed) - 2) // 2)
-    lines = [[*(_wrapped(name, room) for name in line[:2]), *line[2:]] for line in block.lines]
+    first, second = (max(len(line[side]) for line in block.lines) for side in (0, 1))
+    rooms = _rooms(first, second, width - sum(needed) - 2)
+    lines = [
+        ["\n".join(textwrap.wrap(name, room)) for name, room in zip(line, rooms, strict=False)] + [*line[2:]]
+        for line in block.lines
+    ]
     grid = tabulate.tabulate(
         lines,
-        headers=[_wrapped(block.header[0], room), *block.header[1:]],
+        headers=block.header,
         tablefmt="simple",
         disable_numparse=True,
         colalign=["left", "left", *["right"] * len(needed)],
     )
     return "\n".join([grid, *block.legend])
+
+
+def _rooms(first: int, second: int, both: int) -> tuple[int, int]:
+    """Characters for two columns that would take so many: what one does not need is the other's."""
+    one = min(first, max(both // 2, both - second, _NARROW))
+    return one, max(min(second, both - one), _NARROW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,8 +566,7 @@ _MEANS = (
     _Column(
         "occurring",
         _measure("miou_occurring"),
-        "over the classes with a pixel in the labels or, after matching, in the predictions (the NaN-mean of STEGO and "
-        "PiCIE)",
+        "over those with one in labels or in predictions after matching (the NaN-mean of STEGO and PiCIE)",
     ),
 )
 _MEASURES = (

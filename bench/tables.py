@@ -36,6 +36,7 @@ __all__ = [
     "canonical",
     "changed",
     "current_preset",
+    "digest",
     "family",
     "is_published",
     "method_text",
@@ -43,6 +44,7 @@ __all__ = [
     "percent",
     "registered",
     "settled",
+    "tell_apart",
     "usual_tap",
     "with_spread",
 ]
@@ -173,7 +175,7 @@ def build(
     at_column, column_texts = _lay([places[axis] for axis in columns])
     compared = _compared(rows, places)
     ranks = _ranks(rows, compared)
-    remarks = _remarks(rows, compared, cards)
+    remarks = _remarks(rows, compared, [place.text for place in places["protocol"]], cards)
     lifted = {column: _shared([remarks[i] for i, at in enumerate(at_column) if at == column]) for column in at_column}
     notes = list(dict.fromkeys(text for column in sorted(lifted) for text in lifted[column]))
     cells = {}
@@ -220,7 +222,7 @@ def _lay(places: Sequence[Sequence[_Place]]) -> tuple[list[int], list[str]]:
     for position, at in zip(at_position, combined, strict=True):
         texts[position] = " ".join(place.text for place in at if place.text)
     # what no name tells apart is told apart by a digest: two places never look like one
-    return at_position, _tell_apart(texts, [_digest(identity) for identity in positions])
+    return at_position, tell_apart(texts, [digest(identity) for identity in positions])
 
 
 def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[int], Any] | None = None) -> list[_Place]:
@@ -242,11 +244,11 @@ def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
     texts = [method_text(run, cards("methods", family(row))) for run, row in zip(runs, rows, strict=True)]
     options = [row.run.get("options") or {} for row in rows]
     checkpoints = [row.run.get("checkpoint") or {} for row in rows]
-    texts = _tell_apart(texts, [str(run.get("tap") or "") for run in runs])
-    texts = _tell_apart(texts, [f"reads={read}" if read else "" for read in reads])
-    texts = _tell_apart(texts, _differences(texts, options))
-    texts = _tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
-    texts = _tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
+    texts = tell_apart(texts, [str(run.get("tap") or "") for run in runs])
+    texts = tell_apart(texts, [f"reads={read}" if read else "" for read in reads])
+    texts = tell_apart(texts, _differences(texts, options))
+    texts = tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
+    texts = tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
     return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
 
 
@@ -304,11 +306,11 @@ def _scored_data(row: Row) -> dict[str, Any]:
 def _dataset_texts(data: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of data sets, with as much of split, limit, size and content as it takes to tell them apart."""
     texts = [str(d.get("name", "")) for d in data]
-    texts = _tell_apart(texts, [str(d.get("split", "")) for d in data])
-    texts = _tell_apart(texts, [f"limit={d['limit']}" if d.get("limit") else "" for d in data])
-    texts = _tell_apart(texts, [f"{d.get('pictures')} pictures" for d in data])
-    texts = _tell_apart(texts, [f"data {str(d.get('fingerprint'))[:8]}" for d in data])
-    return _tell_apart(texts, _differences(texts, data))
+    texts = tell_apart(texts, [str(d.get("split", "")) for d in data])
+    texts = tell_apart(texts, [f"limit={d['limit']}" if d.get("limit") else "" for d in data])
+    texts = tell_apart(texts, [f"{d.get('pictures')} pictures" for d in data])
+    texts = tell_apart(texts, [f"data {str(d.get('fingerprint'))[:8]}" for d in data])
+    return tell_apart(texts, _differences(texts, data))
 
 
 def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
@@ -321,15 +323,15 @@ def _protocol_places(rows: Sequence[Row]) -> list[_Place]:
         identity |= {key: value for key, value in (row.run.get("dataset") or {}).items() if key in _BESIDE}
     presets = [f"{i['protocol']}:{i.get('preset')}" for i in identities]
     texts = presets if len({i.get("preset") for i in identities}) > 1 else [i["protocol"] for i in identities]
-    texts = _tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
+    texts = tell_apart(texts, [f"v{i.get('preset_version')}" for i in identities])
     for key in sorted(_A_ROW_EACH):
         each = [" ".join(map(str, own.get(key) or ())) for own in settings]
         texts = [f"{text} {own}".rstrip() for text, own in zip(texts, each, strict=True)]
-    texts = _tell_apart(texts, _differences(texts, settings))
+    texts = tell_apart(texts, _differences(texts, settings))
     for key in ("dtype", "precision"):
         if len({canonical(i.get(key)) for i in identities}) > 1:
             texts = [f"{text} {i.get(key)}" for text, i in zip(texts, identities, strict=True)]
-    texts = _tell_apart(texts, _differences(texts, identities))
+    texts = tell_apart(texts, _differences(texts, identities))
     return _places(identities, texts)
 
 
@@ -356,7 +358,7 @@ def is_published(row: Row) -> bool:
     return "published" in row.run
 
 
-def _tell_apart(texts: Sequence[str], facets: Sequence[str]) -> list[str]:
+def tell_apart(texts: Sequence[str], facets: Sequence[str]) -> list[str]:
     """Add a facet to those texts that are equal although the facet differs."""
     pairs = list(zip(texts, facets, strict=True))
     ambiguous = {text for text in texts if len({facet for other, facet in pairs if other == text}) > 1}
@@ -415,19 +417,19 @@ def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
     return ranks
 
 
-def _remarks(rows: Sequence[Row], compared: Sequence[Any], cards: CardLookup) -> list[list[str]]:
-    """For every row the sentences that its figure must not be read without."""
+def _remarks(rows: Sequence[Row], compared: Sequence[Any], labels: Sequence[str], cards: CardLookup) -> list[list[str]]:
+    """For every row the sentences that its figure must not be read without. labels: of its protocol."""
     usual = _usual_seeds(rows)
     terms: dict[Any, set[str]] = {}
     for row, group in zip(rows, compared, strict=True):
         for term, text in ({} if is_published(row) else _terms(row)).items():
             terms.setdefault((group, term), set()).add(text)
     remarks = []
-    for row, group in zip(rows, compared, strict=True):
+    for row, group, label in zip(rows, compared, labels, strict=True):
         if is_published(row):
             remarks.append([one_line(text) for text in row.notes])
             continue
-        found = _preset_remarks(row, cards("protocols", str(row.run.get("protocol"))))
+        found = _preset_remarks(row, cards("protocols", str(row.run.get("protocol"))), label)
         found += list(row.notes)
         found += [f"{_count(row.dropped, 'picture')} could not be scored"] if row.dropped else []
         found += [_count(len(row.seeds), "seed")] if len(row.seeds) != usual else []
@@ -442,8 +444,9 @@ def _floor_remarks(row: Row) -> list[str]:
     if not row.near_floor or row.floor is None:
         return []
     name, mean, sd = row.floor
-    figure = with_spread(mean, None if name == "constant" else sd)
-    return [f"not above the floor {name}, {figure} (its mean + 2 standard deviations)"]
+    if name == "constant":
+        return [f"not above the floor constant, {percent(mean)}"]
+    return [f"not above the floor {name}, {with_spread(mean, sd)} (its mean + 2 standard deviations)"]
 
 
 def _missing_remarks(row: Row) -> list[str]:
@@ -487,8 +490,11 @@ def changed(row: Row, card: ProtocolCard, preset: Preset) -> dict[str, tuple[Any
     }
 
 
-def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
-    """Where a row is not what its protocol and its preset make today, and how it was computed."""
+def _preset_remarks(row: Row, card: ProtocolCard | None, label: str) -> list[str]:
+    """Where a row is not what its protocol and its preset make today, and how it was computed.
+
+    A value in the place of `auto` is not said again where the label says it.
+    """
     found = [f"computed in {row.run['precision']}"] if row.run.get("precision", "fp32") != "fp32" else []
     preset = current_preset(row, card)
     if card is None or preset is None:
@@ -499,8 +505,10 @@ def _preset_remarks(row: Row, card: ProtocolCard | None) -> list[str]:
         (name, row.run.get("preset_version"), preset.version),
     ):
         found += [f"{what} was at version {then}; it is at {now} now"] if then not in (None, now) else []
-    of_preset = changed(row, card, preset).items()
-    return found + [f"{key}={_short(value)} ({name}: {_short(usual)})" for key, (value, usual) in of_preset]
+    for key, (value, usual) in changed(row, card, preset).items():
+        text = f"{key}={_short(value)}"
+        found += [] if usual == "auto" and text in label.split() else [f"{text} ({name}: {_short(usual)})"]
+    return found
 
 
 def _usual_seeds(rows: Sequence[Row]) -> int:
@@ -604,7 +612,8 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """8 hex digits that change with plain data."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
 
 
@@ -621,7 +630,7 @@ def _short(value: Any) -> str:
     if re.fullmatch("[0-9a-f]{32,}", text):
         return text[:8]
     if len(text) > _LONG:
-        return f"{text[: _LONG // 2]}…{text[-(_LONG // 2) :]}#{_digest(text)}"
+        return f"{text[: _LONG // 2]}…{text[-(_LONG // 2) :]}#{digest(text)}"
     return text or "none"
 
 

@@ -15,6 +15,7 @@ import pytest
 from bench import formats, tables
 from bench.errors import InputError, SettingError
 from bench.formats import render
+from bench.metrics import SCORING
 from bench.records import CheckpointCard, Choice, MethodCard, Preset, ProtocolCard, Source
 from bench.store import Row
 from bench.tables import Table, build
@@ -48,11 +49,17 @@ def row():
         data: dict[str, Any] | None = None,
         notes: tuple[str, ...] = (),
         dropped: int = 0,
+        entry: dict[str, Any] | None = None,
+        scoring: int = SCORING,
         **run: Any,
     ) -> Row:
         def by_rule(miou: float) -> dict[str, Any]:
-            same = {"pixel_accuracy": 0.9, "foreground_miou": None, "iou": [miou, miou], "match": [0, 1]}
+            same: dict[str, Any] = {"miou_present": 0.8, "miou_occurring": 0.7, "pixel_accuracy": 0.9}
+            same |= {"class_accuracy": 0.6, "foreground_miou": None, "iou": [miou, miou], "match": [0, 1]}
             return {name: {"miou": miou + i / 100, **same} for i, name in enumerate(RULES)}
+
+        def drawn(sd: float) -> dict[str, Any]:
+            return {"number": 5, "sd": {name: {"miou": sd, "foreground_miou": None} for name in RULES}}
 
         whole = {
             "method": method,
@@ -73,13 +80,18 @@ def row():
                 "seed": seed,
                 "scores": by_rule(miou),
                 "held_out": by_rule(miou - 0.05),
-                "null": by_rule(0.1),
+                "constant": by_rule(0.03)["one_to_one_iou"],
+                "null": by_rule(0.02),
+                "exchanged": by_rule(0.05),
+                "draws": {"held_out": drawn(0.02), "null": drawn(0.001), "exchanged": drawn(0.01)},
                 "ari": 0.2,
                 "nmi": 0.3,
             }
+            | (entry or {})
             for seed, miou in enumerate(mious or (0.4,))
         ]
-        return Row.of(whole, per_seed, headline={"rule": rule, "metric": metric}, notes=notes, dropped=dropped)
+        headline = {"rule": rule, "metric": metric}
+        return Row.of(whole, per_seed, headline=headline, notes=notes, dropped=dropped, scoring=scoring)
 
     return row
 
@@ -127,11 +139,45 @@ many-to-one by IoU (overclustering).
 - Best in bold, second underlined.
 - In italics, outside the ranking: oracle (sees the labels: an upper bound).
 - <sup>a</sup> K was cut from 60 to 50
+
+| in percent   |                     |  headline   |  of present  |  occurring  |  held out  |  constant  |\
+   null    |  exchanged  |
+|:-------------|:--------------------|:-----------:|:------------:|:-----------:|:----------:|:----------:|\
+:---------:|:-----------:|
+| colour       | kmeans K=2          | 11.0 ± 1.4  |     80.0     |    70.0     | 6.0 ± 2.2  |    3.0     |\
+ 2.0 ± 0.1 |  5.0 ± 0.9  |
+| colour       | overclustering K=50 | 24.0 ± 2.8  |     80.0     |    70.0     | 19.0 ± 2.8 |    3.0     |\
+ 4.0 ± 0.1 |  7.0 ± 0.9  |
+| swav         | kmeans K=2          | 41.0 ± 1.4  |     80.0     |    70.0     | 36.0 ± 2.2 |    3.0     |\
+ 2.0 ± 0.1 |  5.0 ± 0.9  |
+| swav         | overclustering K=50 | 54.0 ± 2.8  |     80.0     |    70.0     | 49.0 ± 2.8 |    3.0     |\
+ 4.0 ± 0.1 |  7.0 ± 0.9  |
+| new\\_net     | kmeans K=2          | 31.0 ± 1.4  |     80.0     |    70.0     | 26.0 ± 2.2 |    3.0     |\
+ 2.0 ± 0.1 |  5.0 ± 0.9  |
+| oracle       | kmeans K=2          | 100.0 ± 0.0 |     80.0     |    70.0     | 95.0 ± 1.9 |    3.0     |\
+ 2.0 ± 0.1 |  5.0 ± 0.9  |
+
+- of present: mean IoU over the classes with a pixel in the labels.
+- occurring: over those with one in labels or in predictions after matching (the NaN-mean of STEGO and PiCIE).
+- held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways; ± over splits.
+- constant: the most frequent class everywhere.
+- null: each picture's ids permuted on their own, but those it was given, then matched anew; ± over draws.
+- exchanged: each picture takes another's map of ids, then matched anew; ± over draws.
 """
     )
 
 
 def test_latex(small):
+    legend = (
+        "of present: mean IoU over the classes with a pixel in the labels.",
+        "occurring: over those with one in labels or in predictions after matching (the NaN-mean of STEGO and PiCIE).",
+        "held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways; "
+        r"$\pm$ over splits.",
+        "constant: the most frequent class everywhere.",
+        "null: each picture's ids permuted on their own, but those it was given, then matched anew; "
+        r"$\pm$ over draws.",
+        r"exchanged: each picture takes another's map of ids, then matched anew; $\pm$ over draws.",
+    )
     caption = (
         r"mIoU (absent classes count 0); in percent, mean $\pm$ sample standard deviation over 2 seeds. "
         "Clusters are matched to classes with the labels they are scored on: one-to-one by IoU (kmeans); "
@@ -156,9 +202,25 @@ oracle & \textit{100.0 $\pm$ 0.0} & -- \\
 \bottomrule
 \end{tabular}
 
+\medskip
+\begin{tabular}{llccccccc}
+\toprule
+in percent &  & headline & of present & occurring & held out & constant & null & exchanged \\
+\midrule
+colour & kmeans K=2 & 11.0 $\pm$ 1.4 & 80.0 & 70.0 & 6.0 $\pm$ 2.2 & 3.0 & 2.0 $\pm$ 0.1 & 5.0 $\pm$ 0.9 \\
+colour & overclustering K=50 & 24.0 $\pm$ 2.8 & 80.0 & 70.0 & 19.0 $\pm$ 2.8 & 3.0 & 4.0 $\pm$ 0.1 & 7.0 $\pm$ 0.9 \\
+swav & kmeans K=2 & 41.0 $\pm$ 1.4 & 80.0 & 70.0 & 36.0 $\pm$ 2.2 & 3.0 & 2.0 $\pm$ 0.1 & 5.0 $\pm$ 0.9 \\
+swav & overclustering K=50 & 54.0 $\pm$ 2.8 & 80.0 & 70.0 & 49.0 $\pm$ 2.8 & 3.0 & 4.0 $\pm$ 0.1 & 7.0 $\pm$ 0.9 \\
+new\_net & kmeans K=2 & 31.0 $\pm$ 1.4 & 80.0 & 70.0 & 26.0 $\pm$ 2.2 & 3.0 & 2.0 $\pm$ 0.1 & 5.0 $\pm$ 0.9 \\
+oracle & kmeans K=2 & 100.0 $\pm$ 0.0 & 80.0 & 70.0 & 95.0 $\pm$ 1.9 & 3.0 & 2.0 $\pm$ 0.1 & 5.0 $\pm$ 0.9 \\
+\bottomrule
+\end{tabular}
+
 \par\footnotesize \textsuperscript{a} K was cut from 60 to 50
+
+LEGEND
 \end{table}
-""".replace("CAPTION", caption)
+""".replace("CAPTION", caption).replace("LEGEND", "\n\n".join(rf"\par\footnotesize {line}" for line in legend))
     )
 
 
@@ -183,16 +245,39 @@ Data: tiny (split val, 4 pictures, 2 classes).
 In brackets, outside the ranking: oracle (sees the labels: an upper bound).
 [a] K was cut from 60 to 50
 
-mean, percent                           1-1 IoU    1-1 pixels    m-1 IoU    m-1 pixels    held out    null
----------------  -------------------  ---------  ------------  ---------  ------------  ----------  ------
-colour           kmeans K=2                11.0          12.0       13.0          14.0         6.0    10.0
-colour           overclustering K=50       22.0          23.0       24.0          25.0        19.0    12.0
-swav             kmeans K=2                41.0          42.0       43.0          44.0        36.0    10.0
-swav             overclustering K=50       52.0          53.0       54.0          55.0        49.0    12.0
-new_net          kmeans K=2                31.0          32.0       33.0          34.0        26.0    10.0
-oracle           kmeans K=2               100.0         101.0      102.0         103.0        95.0    10.0
-held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways.
-null: the headline after each picture's cluster ids are permuted on their own.
+in percent                           1-1 IoU    1-1 pixels    m-1 IoU    m-1 pixels
+------------  -------------------  ---------  ------------  ---------  ------------
+colour        kmeans K=2                11.0          12.0       13.0          14.0
+colour        overclustering K=50       22.0          23.0       24.0          25.0
+swav          kmeans K=2                41.0          42.0       43.0          44.0
+swav          overclustering K=50       52.0          53.0       54.0          55.0
+new_net       kmeans K=2                31.0          32.0       33.0          34.0
+oracle        kmeans K=2               100.0         101.0      102.0         103.0
+
+in percent                           mIoU    of present    occurring    pixel acc.    class acc.
+------------  -------------------  ------  ------------  -----------  ------------  ------------
+colour        kmeans K=2             11.0          80.0         70.0          90.0          60.0
+colour        overclustering K=50    24.0          80.0         70.0          90.0          60.0
+swav          kmeans K=2             41.0          80.0         70.0          90.0          60.0
+swav          overclustering K=50    54.0          80.0         70.0          90.0          60.0
+new_net       kmeans K=2             31.0          80.0         70.0          90.0          60.0
+oracle        kmeans K=2            100.0          80.0         70.0          90.0          60.0
+mIoU: over all classes, absent ones as 0.
+of present: mean IoU over the classes with a pixel in the labels.
+occurring: over those with one in labels or in predictions after matching (the NaN-mean of STEGO and PiCIE).
+
+in percent                            headline    held out    constant       null    exchanged
+------------  -------------------  -----------  ----------  ----------  ---------  -----------
+colour        kmeans K=2            11.0 ± 1.4   6.0 ± 2.2         3.0  2.0 ± 0.1    5.0 ± 0.9
+colour        overclustering K=50   24.0 ± 2.8  19.0 ± 2.8         3.0  4.0 ± 0.1    7.0 ± 0.9
+swav          kmeans K=2            41.0 ± 1.4  36.0 ± 2.2         3.0  2.0 ± 0.1    5.0 ± 0.9
+swav          overclustering K=50   54.0 ± 2.8  49.0 ± 2.8         3.0  4.0 ± 0.1    7.0 ± 0.9
+new_net       kmeans K=2            31.0 ± 1.4  26.0 ± 2.2         3.0  2.0 ± 0.1    5.0 ± 0.9
+oracle        kmeans K=2           100.0 ± 0.0  95.0 ± 1.9         3.0  2.0 ± 0.1    5.0 ± 0.9
+held out: the headline's rule fitted on one half of the pictures and applied to the other, both ways; ± over splits.
+constant: the most frequent class everywhere.
+null: each picture's ids permuted on their own, but those it was given, then matched anew; ± over draws.
+exchanged: each picture takes another's map of ids, then matched anew; ± over draws.
 """
     )
 
@@ -226,13 +311,18 @@ def test_html(small):
     page = render(small, "html")
     cells = Cells()
     cells.feed(page)
-    assert cells.rows == [
+    assert cells.rows[:5] == [
         ["\xa0", "kmeans K=2", "overclustering K=50"],
         ["colour", "11.0 ± 1.4", "24.0 ± 2.8a"],
         ["swav", "41.0 ± 1.4", "54.0 ± 2.8"],
         ["new_net", "31.0 ± 1.4", "–"],
         ["oracle", "100.0 ± 0.0", "–"],
     ]
+    assert cells.rows[5][2:] == ["headline", "of present", "occurring", "held out", "constant", "null", "exchanged"]
+    assert cells.rows[8] == [
+        "swav", "kmeans K=2", "41.0 ± 1.4", "80.0", "70.0", "36.0 ± 2.2", "3.0", "2.0 ± 0.1", "5.0 ± 0.9",
+    ]  # fmt: skip
+    assert len(cells.rows) == 12
     assert "<strong>41.0 ± 1.4</strong>" in page
     assert "<u>31.0 ± 1.4</u>" in page
     assert "<em>100.0 ± 0.0</em>" in page
@@ -244,14 +334,15 @@ def test_html(small):
 
 def test_csv_has_every_rule_and_metric_at_full_precision(small):
     lines = list(csv.DictReader(io.StringIO(render(small, "csv"))))
-    assert len(lines) == 6 * (len(RULES) * 3 + 2)
+    assert len(lines) == 6 * (len(RULES) * 6 + 2)
     wanted = {"method": "swav", "protocol": "kmeans", "headline": "1"}
     [line] = [line for line in lines if wanted.items() <= line.items()]
     assert (line["rule"], line["metric"], line["seeds"], line["clusters"]) == ("one_to_one_iou", "miou", "2", "2")
     assert float(line["mean"]) == pytest.approx(0.41, abs=1e-15)
     assert float(line["std"]) == pytest.approx(0.02 / 2**0.5, abs=1e-15)
-    assert float(line["held_out_mean"]) == pytest.approx(0.36)
-    assert float(line["null_mean"]) == pytest.approx(0.1)
+    assert (line["scoring"], line["near_floor"], line["notes"]) == (str(SCORING), "0", "")
+    drawn = ("held_out_mean", "held_out_std", "constant", "null_mean", "null_std", "exchanged_mean", "exchanged_std")
+    assert [round(float(line[name]), 4) for name in drawn] == [0.36, 0.0216, 0.03, 0.02, 0.0009, 0.05, 0.0094]
     assert {line["rule"] for line in lines} == {*RULES, ""}
     assert {line["metric"] for line in lines if not line["rule"]} == {"ari", "nmi"}
     assert {line["mean"] for line in lines if line["metric"] == "foreground_miou"} == {""}
@@ -473,14 +564,17 @@ def hostile(row) -> Table:
 
 def test_hostile_names_do_not_leave_their_cells(hostile):
     markdown = render(hostile, "markdown").splitlines()
-    grid = [line for line in markdown if line.startswith("|")]
+    grid = [line for line in markdown[: markdown.index("")] if line.startswith("|")]
     unescaped = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in grid}
     assert unescaped == {len(hostile.columns) + 2}
     assert len(grid) == 2 + 3
+    below = [line for line in markdown[markdown.index("") :] if line.startswith("|")]
+    assert {line.replace("\\\\", "").replace("\\|", "").count("|") for line in below} == {10}
     assert "<l>" not in render(hostile, "html")
     cells = Cells()
     cells.feed(render(hostile, "html"))
-    assert {len(line) for line in cells.rows} == {len(hostile.columns) + 1}
+    assert {len(line) for line in cells.rows[:4]} == {len(hostile.columns) + 1}
+    assert {len(line) for line in cells.rows[4:]} == {9}
     assert "\x1b" not in formats.text(hostile)
     methods = {line["method"] for line in csv.DictReader(io.StringIO(render(hostile, "csv")))}
     assert methods == {HOSTILE, "*b", "[c]"}
@@ -519,13 +613,6 @@ def test_wide_tables_are_broken_into_blocks(row):
     assert max(len(line) for block in blocks for line in block.splitlines()) <= 80
     assert sum(block.count("K=") for block in blocks) == 20
     assert all("swav" in block for block in blocks)
-
-
-def test_every_matching_rule_stands_side_by_side(small):
-    block = formats.text(small).split("\n\n")[-1].splitlines()
-    swav = next(line for line in block if line.startswith("swav") and "kmeans" in line)
-    assert swav.split()[-6:] == ["41.0", "42.0", "43.0", "44.0", "36.0", "10.0"]
-    assert block[0].split("  ")[-1].strip() == "null"
 
 
 def test_registered_cards_are_found_and_others_are_not():
