@@ -484,7 +484,7 @@ def _text_beside(block: _Block, width: int) -> str:
     first, second = (max(len(line[side]) for line in block.lines) for side in (0, 1))
     rooms = _rooms(first, second, width - sum(needed) - 2)
     lines = [
-        ["\n".join(textwrap.wrap(name, room)) for name, room in zip(line, rooms, strict=False)] + [*line[2:]]
+        ["\n".join(textwrap.wrap(name, room)) for name, room in zip(line[:2], rooms, strict=True)] + [*line[2:]]
         for line in block.lines
     ]
     grid = tabulate.tabulate(

@@ -246,11 +246,12 @@ class Row:
         inside, means, total = 0.0, [], 0
         for scores in self.per_seed:
             drawn: Mapping[str, Any] = (scores.get("draws") or {}).get(part) or {}
-            deviation = (drawn.get("sd", {}).get(rule) or {}).get(metric)
-            if deviation is None:
+            deviation = ((drawn.get("sd") or {}).get(rule) or {}).get(metric)
+            figure = ((scores.get(part) or {}).get(rule) or {}).get(metric)
+            if deviation is None or figure is None or not drawn.get("number"):
                 return None
             inside += (drawn["number"] - 1) * deviation**2
-            means += [scores[part][rule][metric]] * drawn["number"]
+            means += [figure] * drawn["number"]
             total += drawn["number"]
         return math.sqrt((inside + statistics.pvariance(means) * total) / (total - 1)) if total > 1 else None
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
 import io
+import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from bench import formats, tables
+from bench import formats, registry, tables
 from bench.errors import InputError, SettingError
 from bench.formats import render
 from bench.metrics import SCORING
 from bench.records import CheckpointCard, Choice, MethodCard, Preset, ProtocolCard, Source
+from bench.settings import apply
 from bench.store import Row
 from bench.tables import Table, build
 
@@ -627,3 +632,178 @@ def test_a_method_whose_probe_reads_another_map_has_one_line(row):
     assert [label.text for label in usual.rows] == ["maskcontrast"]
     other = build([of("kmeans", "embedding"), of("linear", "decoder"), of("linear", "embedding")])
     assert [label.text for label in other.rows] == ["maskcontrast", "maskcontrast embedding for linear"]
+
+
+# ------------------------------------------------------------------------------------------------ floors
+
+
+def test_what_is_not_above_a_floor_is_marked_with_that_floor(row):
+    table = build([row("a", 0.4, 0.4), row("b", 0.068, 0.068), row("c", 0.069, 0.069)], cards=no_cards)
+    assert table.notes == ("not above the floor exchanged, 5.0 ± 0.9 (its mean + 2 standard deviations)",)
+    assert [table.cells[i, 0].marks for i in range(3)] == [(), (0,), ()]
+    constant = {"miou": 0.5, "iou": [0.5, 0.5]}
+    table = build(
+        [row("a", 0.5, entry={"constant": constant}), row("b", 0.6, entry={"constant": constant})], cards=no_cards
+    )
+    assert table.notes == ("not above the floor constant, 50.0",)
+    assert [table.cells[i, 0].marks for i in range(2)] == [(0,), ()]
+    for form in ("markdown", "latex", "html"):
+        assert "not above the floor constant, 50.0" in render(table, form)
+    assert "50.0 [a]" in formats.text(table)
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    marked = {line["method"]: (line["near_floor"], line["notes"]) for line in lines if line["headline"] == "1"}
+    assert marked == {"a": ("1", "not above the floor constant, 50.0"), "b": ("0", "")}
+    assert {line["near_floor"] for line in lines if line["headline"] == "0"} == {""}
+
+
+ALONE = "it needs at least two pictures"
+ONE_PICTURE: dict[str, Any] = {
+    "held_out": None,
+    "held_out_note": "held-out matching needs at least two pictures",
+    "null": None,
+    "null_note": ALONE,
+    "exchanged": None,
+    "exchanged_note": ALONE,
+    "draws": {},
+}
+
+
+def test_with_one_picture_what_is_drawn_is_empty_and_noted_in_every_format(row):
+    table = build([row("a", 0.4, entry=ONE_PICTURE)], cards=no_cards)
+    assert table.notes == (
+        "no held out: held-out matching needs at least two pictures",
+        "no null, exchanged: it needs at least two pictures",
+    )
+    assert formats.text(table).split("\n\n")[-1].split("\n")[2].split()[-4:] == ["40.0", "3.0", "–", "–"]
+    assert "|    40.0    |     80.0     |    70.0     |    3.0     |   –    |      –      |" in render(
+        table, "markdown"
+    )
+    assert r"40.0 & 80.0 & 70.0 & 3.0 & -- & -- \\" in render(table, "latex").replace("–", "--")
+    cells = Cells()
+    cells.feed(render(table, "html"))
+    assert cells.rows[-1][1:] == ["kmeans K=2", "40.0", "80.0", "70.0", "3.0", "–", "–"]
+    line = next(line for line in csv.DictReader(io.StringIO(render(table, "csv"))) if line["headline"] == "1")
+    drawn = [line[f"{part}_{s}"] for part in ("held_out", "null", "exchanged") for s in ("mean", "std")]
+    assert (drawn, line["constant"]) == ([""] * 6, "0.03")
+    assert line["notes"] == "; ".join(table.notes)
+    for form in ("markdown", "latex", "html"):
+        assert all(note in render(table, form) for note in table.notes)
+
+
+def test_a_row_of_an_older_scoring_says_how_to_get_what_it_lacks(row):
+    lacks = {"exchanged": None, "exchanged_note": "compute it again with --again"}
+    table = build([row("a", 0.4, entry=lacks)], cards=no_cards)
+    assert table.notes == ("no exchanged: compute it again with --again",)
+    assert formats.text(table).split("\n\n")[-1].split("\n")[2].split()[-1] == "–"
+    old = build([row("a", 0.4, scoring=1), row("b", 0.3)], cards=no_cards)
+    assert old.notes == ("scoring version 1", "scored by version 1, now 2: --again scores it anew", "scoring version 2")
+    assert {cell.rank for cell in old.cells.values()} == {0}
+
+
+def test_classes_that_are_predicted_have_floors_too(row):
+    predicted = {"as_predicted": {"miou": 0.3, "miou_present": 0.4, "miou_occurring": 0.35, "pixel_accuracy": 0.7}}
+    floor = {"as_predicted": {"miou": 0.1}}
+    entry = {"scores": predicted, "null": floor, "exchanged": floor, "best_on_val_miou": 0.33, "draws": {}}
+    entry |= {"held_out": None, "held_out_note": "nothing is matched with the labels"}
+    table = build([row("a", 0.4, rule="as_predicted", protocol="linear", entry=entry)], cards=no_cards)
+    assert table.notes == ()
+    measures, floors = formats.text(table).split("\n\n")[-2:]
+    assert measures.split("\n")[0].split("  ")[-1] == "best on val"
+    assert measures.split("\n")[2].split()[-5:] == ["30.0", "40.0", "35.0", "70.0", "33.0"]
+    assert floors.split("\n")[2].split()[-4:] == ["30.0", "3.0", "10.0", "10.0"]
+    assert "held out" not in floors
+    assert "1-1 IoU" not in formats.text(table)
+
+
+def nulls(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all that can be null among the figures of a seed."""
+    if path and path != ("seed",):
+        yield path
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from nulls(inner, (*path, name))
+
+
+def test_any_figure_may_be_null_in_any_format(row):
+    """`one_to_one_iou:background` is, for a data set without a background class."""
+    more = {"best_on_val_miou": 0.5, "best_on_val_epoch": 3, "tried": {"lr=0.1": {"miou": 0.4}}, "settled": {"pca": 0}}
+    whole = row("a", 0.4, 0.5, entry=more)
+    paths = list(nulls(whole.per_seed[0]))
+    assert ("scores", "one_to_one_iou:background") in paths
+    for path in paths:
+        per_seed = copy.deepcopy(whole.per_seed)
+        for entry in per_seed:
+            inner = entry
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = None
+        broken = Row.of(whole.run, per_seed, headline=whole.headline)
+        table = build([broken, row("b", 0.3)], cards=no_cards)
+        for form in formats.FORMATS:
+            assert render(table, form)
+        assert formats.text(table)
+    lines = csv.DictReader(io.StringIO(render(build([whole], cards=no_cards), "csv")))
+    assert {line["metric"] for line in lines} >= {"miou", "miou_occurring", "best_on_val_epoch", "nmi"}
+
+
+# ------------------------------------------------------------------------------------------------ values and widths
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([0.1, 0.01, 0.001, 0.0003], "0.1,0.01,0.001,0.0003"),
+        ([100, 200, 300, 400, 500, 600, 700, 800], "100,200,300,400,500,600,700,800"),
+        (True, "true"),
+        (1e-4, "0.0001"),
+        ("", "none"),
+        ([], "none"),
+        ("ab" * 32, "abababab"),
+        ({"set": "clean", "fingerprint": "cd" * 32}, "clean:cdcdcdcd"),
+        ("masks:./a/very/long/path/to/masks", "masks:./a/ve…ath/to/masks#978a8a1c"),
+    ],
+)
+def test_values_are_shown_as_they_are_typed_and_long_text_by_its_ends(row, value, shown):
+    table = build([row("a", settings={"x": value}), row("a", settings={"x": 0})], cards=no_cards)
+    assert labels(table)[1] == [f"kmeans x={shown} K=2", "kmeans x=0 K=2"]
+
+
+def test_settings_in_the_place_of_auto_are_noted():
+    card = registry.card("protocols", "kmeans")
+    native = next(preset for preset in card.presets if preset.name == "native")
+    settings = json.loads(json.dumps(dataclasses.asdict(apply(card.settings(), native.values(), "kmeans"))))
+
+    def noted(**changes: Any) -> tuple[str, ...]:
+        run = {"method": "a", "protocol": "kmeans", "preset": "native", "preset_version": native.version}
+        run |= {"dataset": DATA, "settings": settings | {"clusters": 2, "engine": "faiss"} | changes}
+        entry = {"seed": 0, "scores": {"one_to_one_iou": {"miou": 0.4}}}
+        return build([Row.of(run, [entry], headline={"rule": "one_to_one_iou", "metric": "miou"})]).notes
+
+    assert noted() == ()
+    assert noted(pca=2) == ("pca=2 (kmeans:native: auto)",)
+    assert noted(normalize="l2", background="cluster") == (
+        "background=cluster (kmeans:native: auto)", "normalize=l2 (kmeans:native: auto)",
+    )  # fmt: skip
+    assert noted(engine="torch") == ("engine=torch (kmeans:native: auto)",)
+    assert noted(algorithm="minibatch", engine="sklearn") == ("algorithm=minibatch (kmeans:native: lloyd)",)
+
+
+def test_what_else_a_row_was_made_with_is_noted(row):
+    assert build([row("a", precision="bf16")], cards=no_cards).notes == ("computed in bf16",)
+    card = dataclasses.replace(registry.card("protocols", "finetune"), version=3)
+    old = row("a", protocol="finetune", protocol_version=2, settings={"fractions": ["1%"]})
+    table = build([old], cards=lambda kind, name: card if kind == "protocols" else None)
+    assert table.notes[0] == "finetune was at version 2; it is at 3 now"
+    assert labels(table)[1] == ["finetune 1% K=2"]
+
+
+@pytest.mark.parametrize("rule", ["one_to_one_iou", "as_predicted"])
+def test_blocks_of_the_terminal_fit_its_width(row, rule):
+    scores = {"as_predicted": dict.fromkeys(("miou", "miou_present", "miou_occurring", "pixel_accuracy"), 1.0)}
+    entry = {"scores": scores, "best_on_val_miou": 1.0} if rule == "as_predicted" else {}
+    names = ("timm:vit_small_patch16_224.dino@random", "maskcontrast@clean embedding=random", "a")
+    ways = ({}, {"background": "cluster", "foreground": "masks:clean"}, {"pca": 2})
+    rows = [row(name, 1.0, 1.0, rule=rule, settings=way, entry=entry) for name in names for way in ways]
+    blocks = formats.text(build(rows, cards=no_cards)).split("\n\n")
+    assert max(len(line) for block in blocks for line in block.split("\n") if not line.startswith("Clusters")) <= 120
+    assert sum("embedding=random" in line for line in blocks[-1].split("\n")) == len(ways)
