@@ -322,7 +322,8 @@ class Outcome:
     arrays: whatever is worth keeping beside the row for this seed (centroids, heads).
     shared: the same for what does not depend on the seed (PCA); kept once.
     notes: sentences for the reader of the table ("K was cut from 50 to 40: …").
-    facts: what is worth keeping per seed: numbers, or numbers by name (inertia; the figures of every setting tried).
+    facts: what is worth keeping per seed: numbers, or numbers by name (inertia; the figures of every setting tried);
+        `settled`: what the settings came to that follow from the method, by name, as tables read it.
     painting: the id of every pixel, whose layout is given to other pictures; by default that of the `assignments`.
     matched: class of each cluster (-1 = none) where ids mean classes from the start: nothing is matched with the
         labels then, and the only rule is `as_predicted`. among: the classes that means are taken over; empty = all.

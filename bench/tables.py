@@ -176,7 +176,13 @@ def build(
     compared = _compared(rows, places)
     ranks = _ranks(rows, compared)
     remarks = _remarks(rows, compared, [place.text for place in places["protocol"]], cards)
-    lifted = {column: _shared([remarks[i] for i, at in enumerate(at_column) if at == column]) for column in at_column}
+    of_figures = {text for row in rows for text in _floor_remarks(row)}  # a mark at the figure, also where all have it
+    lifted = {
+        column: _shared(
+            [[t for t in remarks[i] if t not in of_figures] for i, at in enumerate(at_column) if at == column]
+        )
+        for column in at_column
+    }
     notes = list(dict.fromkeys(text for column in sorted(lifted) for text in lifted[column]))
     cells = {}
     for i in sorted(range(len(rows)), key=lambda i: (at_row[i], at_column[i])):
@@ -390,7 +396,11 @@ def _compared(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> li
 
 def _terms(row: Row) -> dict[str, str]:
     """What rows may differ in that stand beside each other: they are not ranked together then, and it is said."""
-    return {"headline": _headline_text(row), "effort": _effort_text(row), "scoring": f"scoring version {row.scoring}"}
+    return {"headline": _headline_text(row), "effort": _effort_text(row), "scoring": str(row.scoring)}
+
+
+_SAID = {"headline", "effort"}
+"""Terms that are said of all rows where they differ; of the scoring it is said of the older rows alone."""
 
 
 def _effort_text(row: Row) -> str:
@@ -433,7 +443,7 @@ def _remarks(rows: Sequence[Row], compared: Sequence[Any], labels: Sequence[str]
         found += list(row.notes)
         found += [f"{_count(row.dropped, 'picture')} could not be scored"] if row.dropped else []
         found += [_count(len(row.seeds), "seed")] if len(row.seeds) != usual else []
-        found += [text for term, text in _terms(row).items() if len(terms[group, term]) > 1 and text]
+        found += [text for term, text in _terms(row).items() if text and term in _SAID and len(terms[group, term]) > 1]
         found += [*_floor_remarks(row), *_missing_remarks(row)]
         remarks.append([one_line(text) for text in found])
     return remarks

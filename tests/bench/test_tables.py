@@ -647,6 +647,8 @@ def test_what_is_not_above_a_floor_is_marked_with_that_floor(row):
     )
     assert table.notes == ("not above the floor constant, 50.0",)
     assert [table.cells[i, 0].marks for i in range(2)] == [(0,), ()]
+    alone = build([row("a", 0.5, entry={"constant": constant})], cards=no_cards)
+    assert (alone.columns[0].marks, alone.cells[0, 0].marks) == ((), (0,))
     for form in ("markdown", "latex", "html"):
         assert "not above the floor constant, 50.0" in render(table, form)
     assert "50.0 [a]" in formats.text(table)
@@ -696,7 +698,8 @@ def test_a_row_of_an_older_scoring_says_how_to_get_what_it_lacks(row):
     assert table.notes == ("no exchanged: compute it again with --again",)
     assert formats.text(table).split("\n\n")[-1].split("\n")[2].split()[-1] == "–"
     old = build([row("a", 0.4, scoring=1), row("b", 0.3)], cards=no_cards)
-    assert old.notes == ("scoring version 1", "scored by version 1, now 2: --again scores it anew", "scoring version 2")
+    assert old.notes == ("scored by version 1, now 2: --again scores it anew",)
+    assert [old.cells[i, 0].marks for i in range(2)] == [(0,), ()]
     assert {cell.rank for cell in old.cells.values()} == {0}
 
 
