@@ -8,6 +8,7 @@ a label, the rest is said below the table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import registry
+from bench.contracts import Scope
 from bench.errors import InputError, SettingError
 from bench.metrics import AS_PREDICTED, SCORING
 from bench.records import MethodCard, Preset, ProtocolCard
@@ -70,8 +72,6 @@ _UNSHOWN_CHECKPOINTS = {"", "none", "pretrained"}
 _SETTINGS_OF_OTHER_AXES = {"clusters", "tap", "reads"}
 _A_ROW_EACH = {"fractions"}
 """Settings of which a preset has several values and a row has one, which its label names."""
-_EFFORT = ("restarts",)
-"""Settings that say how hard K-means tries; what follows from the method may make them differ within a column."""
 
 _METRICS = {
     "miou": "mIoU (absent classes count 0)",
@@ -404,11 +404,10 @@ _SAID = {"headline", "effort"}
 
 
 def _effort_text(row: Row) -> str:
-    """How hard K-means tried, where the row says it."""
-    found = settled(row)
-    if found.get("restarts") == 0:  # rows of before did not say what it came to
-        found["restarts"] = 10 if any("objects" in entry for entry in row.per_seed) else 1
-    return ", ".join(f"{key}={_short(found[key])}" for key in _EFFORT if key in found)
+    """How hard K-means tried, where rows of before left that to the unit; "" where it stands in the settings."""
+    if (row.run.get("settings") or {}).get("restarts") != 0:
+        return ""
+    return "ten starts of K-means" if any("objects" in entry for entry in row.per_seed) else "one start of K-means"
 
 
 def _ranks(rows: Sequence[Row], compared: Sequence[Any]) -> dict[int, int]:
@@ -483,21 +482,37 @@ def current_preset(row: Row, card: ProtocolCard | None) -> Preset | None:
 
 
 def changed(row: Row, card: ProtocolCard, preset: Preset) -> dict[str, tuple[Any, Any]]:
-    """The settings in which a row is not what its preset is today: name -> (the row's value, the preset's).
+    """The settings in which a row is not what its preset makes today: name -> (the row's value, the preset's).
 
-    What lies on another axis of a table (K, the map that is read) is left out, and what was filled in for `auto` before
-    the row was made.
+    What lies on another axis of a table (K, the map that is read) is left out.
     """
-    usual = dataclasses.asdict(apply(card.settings(), preset.values(), card.name))
-    settings = row.run.get("settings") or {}
-    filled_in = {"engine": "sklearn" if settings.get("algorithm") == "minibatch" else "faiss"}
+    asked, made = _of_preset(row, card, preset)
     return {
-        key: (value, usual.get(key))
-        for key, value in settings.items()
-        if key not in {"clusters", "tap"} | _A_ROW_EACH
-        and canonical(value) != canonical(usual.get(key))
-        and not (usual.get(key) == "auto" and value == filled_in.get(key))
+        key: (value, asked.get(key))
+        for key, value in (row.run.get("settings") or {}).items()
+        if key not in {"clusters", "tap"} | _A_ROW_EACH and canonical(value) != canonical(made.get(key))
     }
+
+
+def _of_preset(row: Row, card: ProtocolCard, preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a preset for such a row: as the preset says them, and as a row would hold them.
+
+    The protocol itself fills in what it settles before a row is made, on a processor.
+    """
+    data, settings = row.run.get("dataset") or {}, row.run.get("settings") or {}
+    known = {field.name for field in dataclasses.fields(card.settings)}
+    own = {key: settings[key] for key in known & {"clusters", *_A_ROW_EACH} if settings.get(key)}
+    asked = made = apply(card.settings(), preset.values() | own, card.name)
+    scope = Scope(
+        classes=len(data.get("classes") or ()),
+        device="cpu",
+        background=data.get("background") is not None,
+        own_clusters=own.get("clusters") if settled(row).get("unit") == "network" else None,
+    )
+    if card.expand:
+        with contextlib.suppress(InputError):  # what cannot be made here, without faiss, was made elsewhere
+            made = registry.load(card.expand)(asked, scope)[0].settings
+    return dataclasses.asdict(asked), dataclasses.asdict(made)
 
 
 def _preset_remarks(row: Row, card: ProtocolCard | None, label: str) -> list[str]:
@@ -534,11 +549,9 @@ def _footer(rows: Sequence[Row], places: Mapping[str, Sequence[_Place]]) -> list
     unless = " unless noted" if any(len(row.seeds) not in (0, usual) for row in rows) else ""
     metric = _by_protocol([_metric_text(row) for row in rows], places)
     matching = _by_protocol([_rule_text(row.headline["rule"]) for row in rows], places)
-    effort = _by_protocol(["" if is_published(row) else _effort_text(row) for row in rows], places)
     return [
         f"{metric}; in percent, {spread}{_count(usual, 'seed')}{unless}.",
         *([f"Clusters are matched to classes with the labels they are scored on: {matching}."] if matching else []),
-        *([f"Effort of K-means: {effort}."] if effort else []),
         "Every pixel of the pictures' original size is scored, void left out.",
         *_data_sentences(rows),
         *(

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 from bench import formats, registry
+from bench.contracts import Scope
+from bench.errors import SettingError
+from bench.plan import ProtocolChoice
 from bench.records import Preset, ProtocolCard
 from bench.settings import apply, deciding
 from bench.store import Row
@@ -38,16 +41,21 @@ TEXTS = {
 DATA = {"name": "tiny", "split": "val", "fingerprint": "ab" * 32, "pictures": 4, "classes": ["a", "b"], "limit": None}
 
 
-def stored(card: ProtocolCard, preset: Preset, changes: dict[str, Any]) -> Row:
-    """A row as `bench eval` stores it, `auto` left as it is but for what is filled in."""
-    settings = deciding(apply(card.settings(), preset.values() | changes, card.name))
+def stored(card: ProtocolCard, preset: Preset, changes: dict[str, Any]) -> Row | None:
+    """A row as `bench eval` stores it; None for settings that it refuses."""
+    values = preset.values() | ({"clusters": 2} if "clusters" in typing.get_type_hints(card.settings) else {})
+    choice = ProtocolChoice(
+        card=card,
+        preset=preset,
+        settings=apply(card.settings(), values | changes, card.name),
+        explicit=frozenset(changes),
+    )
+    try:
+        variant = choice.variants(Scope(classes=2, device="cpu", pictures=4))[0]
+    except SettingError:
+        return None
+    settings = deciding(variant.settings)
     del settings["tap"]
-    if "clusters" in settings and not isinstance(settings["clusters"], int):
-        settings["clusters"] = settings["clusters"][0] if settings["clusters"] else 2
-    if settings.get("engine") == "auto":
-        settings["engine"] = "sklearn" if settings.get("algorithm") == "minibatch" else "faiss"
-    if "fractions" in settings:
-        settings["fractions"] = settings["fractions"][:1]
     run = {
         "method": "net",
         "method_version": 1,
@@ -63,6 +71,12 @@ def stored(card: ProtocolCard, preset: Preset, changes: dict[str, Any]) -> Row:
         "precision": "fp32",
     }
     return row_of(run, card.headline)
+
+
+def as_it_is(card: ProtocolCard, preset: Preset) -> Row:
+    row = stored(card, preset, {})
+    assert row is not None
+    return row
 
 
 def row_of(run: dict[str, Any], rule: str = "one_to_one_iou", **entry: Any) -> Row:
@@ -121,17 +135,19 @@ def told_apart(one: Row, other: Row) -> bool:
 
 @pytest.mark.parametrize(("card", "preset"), PRESETS)
 def test_a_row_of_a_preset_as_it_is_has_no_footnote(card, preset):
-    assert build([stored(card, preset, {})]).notes == ()
+    assert build([as_it_is(card, preset)]).notes == ()
 
 
 @pytest.mark.parametrize(("card", "preset"), PRESETS)
 def test_a_setting_that_was_changed_is_seen_in_a_table_of_that_row_alone(card, preset):
-    base = stored(card, preset, {})
-    plain = places(build([base]), base)
+    base = as_it_is(card, preset)
+    plain, seen = places(build([base]), base), 0
     for change in changes_of(card, preset):
         row = stored(card, preset, change)
-        if row.run != base.run:
+        if row is not None and row.run != base.run:
             assert places(build([row]), row) != plain, change
+            seen += 1
+    assert seen > 5
 
 
 @pytest.mark.parametrize(("card", "preset"), PRESETS)
@@ -139,17 +155,17 @@ def test_two_rows_with_other_settings_are_told_apart(card, preset):
     changes = [{}, *changes_of(card, preset)]
     draw = random.Random(0)
     changes += [draw.choice(changes) | draw.choice(changes) for _ in range(20)]
-    rows = [stored(card, preset, change) for change in changes]
-    pairs = list(itertools.combinations(range(len(rows)), 2))
-    for one, other in draw.sample(pairs, min(len(pairs), 150)):
-        if rows[one].run != rows[other].run:
-            assert told_apart(rows[one], rows[other]), (changes[one], changes[other])
+    rows = [(change, row) for change in changes if (row := stored(card, preset, change))]
+    pairs = list(itertools.combinations(rows, 2))
+    for (change, one), (other_change, other) in draw.sample(pairs, min(len(pairs), 150)):
+        if one.run != other.run:
+            assert told_apart(one, other), (change, other_change)
 
 
 def test_all_of_a_protocols_settings_in_one_table_have_columns_of_their_own():
     for name, card in registry.cards("protocols").items():
-        rows = [stored(card, preset, change) for preset in card.presets for change in [{}, *changes_of(card, preset)]]
-        rows = list({row.key: row for row in rows}.values())
+        made = [stored(card, preset, change) for preset in card.presets for change in [{}, *changes_of(card, preset)]]
+        rows = list({row.key: row for row in made if row}.values())
         table = build(rows)
         seen = {places(table, row) for row in rows}
         assert len(seen) == len(rows), name
@@ -241,25 +257,31 @@ def heads(text: str, form: str) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------ effort and scoring
 
 
-def kmeans(preset: str, **settled: Any) -> Row:
+def kmeans(preset: str, method: str, restarts: int | None = None, **entry: Any) -> Row:
     card = registry.card("protocols", "kmeans")
-    chosen = next(one for one in card.presets if one.name == preset)
-    row = stored(card, chosen, {})
-    return row_of({**row.run, "method": f"net{settled}"}, settled=settled)
+    run = as_it_is(card, next(one for one in card.presets if one.name == preset)).run
+    effort = {} if restarts is None else {"restarts": restarts}
+    return row_of({**run, "method": method, "settings": {**run["settings"], **effort}}, **entry)
 
 
 def test_rows_of_another_effort_are_not_ranked_together():
-    few, many, also = kmeans("native", restarts=1), kmeans("native", restarts=10), kmeans("native", restarts=10, pca=0)
-    table = build([few, many, also])
-    assert [cell.rank for _, cell in sorted(table.cells.items())] == [0, 1, 1]
-    assert places(table, few)[2] == ("restarts=1",)
-    assert places(table, many)[2] == places(table, also)[2] == ("restarts=10",)
-    alike = build([many, also])
-    assert alike.notes == ()
-    assert "Effort of K-means: restarts=10." in alike.footer
-    released = build([many, kmeans("released-code")])
-    assert [cell.rank for cell in released.cells.values()] == [0, 0]
-    assert len(released.columns) == 2
+    few, many = kmeans("native", "a", 1), kmeans("native", "b", 2)
+    table = build([few, many])
+    assert [label.text for label in table.columns] == ["kmeans restarts=1 K=2", "kmeans restarts=2 K=2"]
+    assert {cell.rank for cell in table.cells.values()} == {0}
+    released = build([many, kmeans("released-code", "c")])
+    assert {cell.rank for cell in released.cells.values()} == {0}
+    assert [label.text for label in released.columns] == ["kmeans:native K=2", "kmeans:released-code K=2"]
+
+
+def test_rows_of_before_whose_unit_decided_the_effort_are_not_ranked_together():
+    pixels, objects, also = kmeans("native", "a", 0), kmeans("native", "b", 0, objects=4.0), kmeans("native", "c", 0)
+    table = build([pixels, objects, also])
+    assert len(table.columns) == 1
+    assert [cell.rank for _, cell in sorted(table.cells.items())] == [1, 0, 1]
+    assert "one start of K-means" in places(table, pixels)[2]
+    assert "ten starts of K-means" in places(table, objects)[2]
+    assert "one start of K-means" not in build([pixels, also]).notes
 
 
 def test_rows_of_another_scoring_are_not_ranked_together():

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import typing
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from bench import formats, registry
+from bench.contracts import Scope
+from bench.plan import ProtocolChoice
 from bench.published import Figure, beside, figures, left_out
 from bench.records import CheckpointCard, MethodCard
 from bench.settings import apply
@@ -53,10 +56,11 @@ def run_row(
     """A row of a registered protocol and preset, as `bench eval` would store it."""
     card = registry.card("protocols", protocol)
     chosen = next(one for one in card.presets if one.name == preset)
-    values = dataclasses.asdict(apply(card.settings(), chosen.values(), protocol))
+    wanted = {"clusters": k} if "clusters" in typing.get_type_hints(card.settings) else {}
+    asked = apply(card.settings(), chosen.values() | wanted, protocol)
+    choice = ProtocolChoice(card=card, preset=chosen, settings=asked, explicit=frozenset())
+    values = dataclasses.asdict(choice.variants(Scope(classes=21, device="cpu", pictures=1449))[0].settings)
     del values["tap"]
-    if "clusters" in values:
-        values |= {"clusters": k, "engine": "sklearn" if values["algorithm"] == "minibatch" else "faiss"}
     facts = PIXELS if came_to is None else came_to
     whole = {
         "method": method,

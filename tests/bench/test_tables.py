@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from bench import formats, registry, tables
+from bench.contracts import Scope
 from bench.errors import InputError, SettingError
 from bench.formats import render
 from bench.metrics import SCORING
+from bench.plan import ProtocolChoice
 from bench.records import CheckpointCard, Choice, MethodCard, Preset, ProtocolCard, Source
 from bench.settings import apply
 from bench.store import Row
@@ -774,11 +776,14 @@ def test_values_are_shown_as_they_are_typed_and_long_text_by_its_ends(row, value
 def test_settings_in_the_place_of_auto_are_noted():
     card = registry.card("protocols", "kmeans")
     native = next(preset for preset in card.presets if preset.name == "native")
-    settings = json.loads(json.dumps(dataclasses.asdict(apply(card.settings(), native.values(), "kmeans"))))
+    asked = apply(card.settings(), native.values() | {"clusters": 2}, "kmeans")
+    choice = ProtocolChoice(card=card, preset=native, settings=asked, explicit=frozenset())
+    made = choice.variants(Scope(classes=2, device="cpu"))[0].settings
+    settings = json.loads(json.dumps(dataclasses.asdict(made)))
 
     def noted(**changes: Any) -> tuple[str, ...]:
         run = {"method": "a", "protocol": "kmeans", "preset": "native", "preset_version": native.version}
-        run |= {"dataset": DATA, "settings": settings | {"clusters": 2, "engine": "faiss"} | changes}
+        run |= {"dataset": DATA, "settings": settings | changes}
         entry = {"seed": 0, "scores": {"one_to_one_iou": {"miou": 0.4}}}
         return build([Row.of(run, [entry], headline={"rule": "one_to_one_iou", "metric": "miou"})]).notes
 
@@ -788,7 +793,9 @@ def test_settings_in_the_place_of_auto_are_noted():
         "background=cluster (kmeans:native: auto)", "normalize=l2 (kmeans:native: auto)",
     )  # fmt: skip
     assert noted(engine="torch") == ("engine=torch (kmeans:native: auto)",)
-    assert noted(algorithm="minibatch", engine="sklearn") == ("algorithm=minibatch (kmeans:native: lloyd)",)
+    assert noted(algorithm="minibatch", engine="sklearn") == (
+        "algorithm=minibatch (kmeans:native: lloyd)", "engine=sklearn (kmeans:native: auto)",
+    )  # fmt: skip
 
 
 def test_what_else_a_row_was_made_with_is_noted(row):
