@@ -481,7 +481,8 @@ def _text_beside(block: _Block, width: int) -> str:
 
     figures = [list(column) for column in zip(*(line[2:] for line in block.lines), strict=True)]
     needed = [max(len(title) + 2, *map(len, cells)) + 2 for title, cells in zip(block.header[2:], figures, strict=True)]
-    first, second = (max(len(line[side]) for line in block.lines) for side in (0, 1))
+    names = enumerate(block.header[:2])
+    first, second = (max(len(title) + 2, *(len(line[side]) for line in block.lines)) for side, title in names)
     rooms = _rooms(first, second, width - sum(needed) - 2)
     lines = [
         ["\n".join(textwrap.wrap(name, room)) for name, room in zip(line[:2], rooms, strict=True)] + [*line[2:]]
