@@ -22,10 +22,12 @@ from bench.files import write_atomic
 __all__ = [
     "Interpolation",
     "cell_index",
+    "mask_of",
     "pad_picture",
     "picture_size",
     "read_grey",
     "read_label",
+    "read_painted_label",
     "read_picture",
     "resize_picture",
     "voc_palette",
@@ -57,6 +59,15 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 
 _SCALED_GREY = {"L;2": 85, "L;4": 17}
 """Pillow stretches grey PNGs of 2 and 4 bits to 0..255; this is the factor, by raw mode."""
+
+_LOSSY = {"JPEG", "MPO", "JPEG2000"}
+"""Formats that Pillow reads as grey and that change values; a PNG's name proves nothing."""
+
+_DARK, _HALF, _WHITE = 64, 127, 192
+"""Greys of masks: what is black, above what lies the foreground, and what is white."""
+
+_NEARLY_GREY = 8
+"""By so much the channels of a grey picture may differ once it was a JPEG."""
 
 _BROKEN = (
     OSError,
@@ -100,7 +111,16 @@ def picture_size(path: Path) -> tuple[int, int]:
 def read_label(path: Path) -> NDArray[np.uint8]:
     """The class numbers of a label map: uint8 (H, W), the indices of a palette PNG or the values of a grey one.
 
-    Raises DatasetError for colour pictures, for values above 255, and for files that are absent or damaged.
+    Raises DatasetError as `read_painted_label` does.
+    """
+    return read_painted_label(path)[0]
+
+
+def read_painted_label(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """A label map as `read_label` gives it, and the colours of its palette, uint8 (n, 3), None where it is grey.
+
+    Raises DatasetError for colour pictures, for values above 255, for maps that were stored with loss or are shown
+    turned (EXIF), and for files that are absent or damaged.
     """
     with _opened(path, "label map") as image:
         if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
@@ -108,29 +128,72 @@ def read_label(path: Path) -> NDArray[np.uint8]:
                 f"{path} holds colours, not class numbers (mode {image.mode}); expected a palette or grey PNG whose "
                 "values are the classes, 255 = void: convert it"
             )
+        _check_stored_upright(image, path, "label map")
+        if image.format in _LOSSY:
+            raise DatasetError(
+                f"{path} is a {image.format} file, which changes the values near edges; expected a PNG whose values "
+                "are the classes, 255 = void: write it again from the source"
+            )
         divisor = _SCALED_GREY.get(_raw_mode(image), 1) if image.mode == "L" else 1
         values = np.asarray(image)
+        colours = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3) if image.mode == "P" else None
     if values.dtype.itemsize > 1 and values.size:
         low, high = int(values.min()), int(values.max())
         if not 0 <= low <= high <= 255:
             raise DatasetError(
-                f"{path} holds the value {high if high > 255 else low}; class numbers are 0 to 254 and 255 = void: "
+                f"{path} holds the value {high if high > 255 else low}; class numbers are 0 to 253 and 255 = void: "
                 "renumber them"
             )
     numbers: NDArray[np.uint8] = values.astype(np.uint8) // np.uint8(divisor)
-    return numbers
+    return numbers, colours
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:
-    """A grey map such as a saliency mask: uint8 (H, W), the first channel where the file has several.
+    """A map of one value a pixel, such as a saliency mask, as a viewer shows it: uint8 (H, W), 255 = white.
 
-    Palette files give their indices, 16-bit grey is scaled to 8 bits. Raises DatasetError as `read_picture` does.
+    Alpha where it varies; else the colours, a palette's indices through their colours: the grey, or, of a map of black
+    and one colour, 0 and 255. 16-bit grey by its largest value: up to 255 the values as they are; two values, 0 and
+    another, as 0 and 255; else divided by 257.
+    Raises DatasetError for other colours, for what nobody can see (alpha 0 everywhere over a drawing, a palette of one
+    colour), for colours of 16 bits and for maps that are shown turned (EXIF), and as `read_picture` does.
     """
     with _opened(path, "mask") as image:
+        _check_stored_upright(image, path, "mask")
         if _is_deep(image):
-            return _deep_grey(image, path)
-        values = np.array(image).astype(np.uint8)
-    return values if values.ndim == 2 else np.ascontiguousarray(values[..., 0])
+            return _deep_mask(image, path)
+        if image.mode == "L" and "transparency" not in image.info:
+            return np.array(image)
+        if image.mode == "F" or _raw_mode(image).endswith(";16B"):
+            raise _no_mask(path, "has colours of 16 bits or fractions")
+        if not _has_alpha(image):
+            return _grey_of(image, np.asarray(image.convert("RGB")), path)
+        colours = np.array(image.convert("RGBA"))
+    alpha = np.ascontiguousarray(colours[..., 3])
+    if alpha.min() != alpha.max():
+        return alpha
+    if alpha.any():
+        return _grey_of(image, colours[..., :3], path)
+    if (colours != colours[:1, :1]).any():
+        raise _no_mask(path, "holds a drawing that is transparent everywhere")
+    return alpha
+
+
+def mask_of(grey: NDArray[np.uint8], path: Path) -> NDArray[np.bool_]:
+    """The foreground, bool (H, W), of what `read_grey` gave for the file `path`.
+
+    Greys from black (below 64) to above 127 are probabilities: foreground is above 127. All white (192 and above) is
+    all foreground, 0 and 1 alone are the mask itself. Everything else is no mask: dark greys only, which class numbers
+    are, and 0 to 63 with 255 and nothing in between, which is class numbers with void. Raises DatasetError then.
+    """
+    seen = np.flatnonzero(np.bincount(grey.reshape(-1), minlength=256))
+    low, high = int(seen[0]), int(seen[-1])
+    if high <= 1:
+        return grey > 0
+    numbers = high == 255 and bool(((seen > 0) & (seen < _DARK)).any()) and not ((seen >= _DARK) & (seen < 255)).any()
+    if low >= _WHITE or (low < _DARK and high > _HALF and not numbers):
+        return grey > _HALF
+    shown = ", ".join(map(str, seen[:4])) + (f", … {high}" if len(seen) > 4 else "")
+    raise _no_mask(path, f"holds the greys {shown}")
 
 
 def resize_picture(
@@ -229,12 +292,62 @@ def _orientation(image: Image.Image) -> int:
     return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
 
 
+def _check_stored_upright(image: Image.Image, path: Path, what: str) -> None:
+    if _orientation(image) in _TURNS:
+        raise DatasetError(
+            f"the {what} {path} is stored turned (EXIF orientation {_orientation(image)}): save its pixels as they are "
+            "shown, without that tag"
+        )
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def _no_mask(path: Path, seen: str) -> DatasetError:
+    return DatasetError(
+        f"{path} {seen}, so nobody can tell its foreground; expected a mask, white (255) on black (0), greys between "
+        "them, 0 and 1 alone, or alpha: write 0 and 255"
+    )
+
+
+def _grey_of(image: Image.Image, colours: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    """Colours (H, W, 3) as grey (H, W); those of black and one colour more as 0 and 255."""
+    brightest: NDArray[np.uint8] = colours.max(2)
+    if image.mode == "P" and (colours == colours[:1, :1]).all() and len(np.unique(np.asarray(image))) > 1:
+        raise _no_mask(path, "has a palette that gives all its numbers one colour")
+    if int((brightest - colours.min(2)).max()) <= _NEARLY_GREY:
+        return brightest
+    packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    bright = packed[packed > 0]
+    if (bright != bright[0]).any():
+        raise _no_mask(path, "holds colours")
+    return _black_and_white(packed > 0)
+
+
+def _black_and_white(white: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    grey: NDArray[np.uint8] = white.astype(np.uint8) * np.uint8(255)
+    return grey
+
+
+def _deep_mask(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    values = np.asarray(image).astype(np.int64)
+    high = int(values.max())
+    if int(values.min()) >= 0 and high <= 255:
+        return values.astype(np.uint8)
+    if ((values == 0) | (values == high)).all():
+        return _black_and_white(values > 0)
+    if high < (_HALF + 1) * 257:
+        raise _no_mask(path, f"holds 16-bit values up to {high}")
+    return _deep_grey(image, path)
+
+
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if _is_deep(image):
         return Image.fromarray(_deep_grey(image, path)).convert("RGB")
     if image.mode == "F":
         raise DatasetError(f"picture {path} has floating-point values of unknown range: save it with 8 bits a channel")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if _has_alpha(image):
         colours = image.convert("RGBA")
         white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, colours).convert("RGB")

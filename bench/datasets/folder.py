@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from bench import images
 from bench.errors import DatasetError
 from bench.records import IGNORE, DatasetCard
 
-__all__ = ["BACKGROUND", "MASK_PREFIX", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset", "read_mask"]
+__all__ = ["BACKGROUND", "MASK_PREFIX", "PICTURE_SUFFIXES", "FolderDataset", "holds_dataset", "occurrence", "read_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ MASK_PREFIX = "saliency_"
 _MASK_SUFFIX = "_model"
 _MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _THREADS = 8
+_SHOWN = 8
+_MOST_CLASSES = 254
+_VOID_IS_NO_CLASS = "255 is void: where it is meant as an object, write 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +55,22 @@ class _Layout:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A saliency mask file, bool (H, W): grey above 127, or above 0 in a file that holds only 0 and 1."""
-    grey = images.read_grey(path)
-    return grey > (127 if grey.max(initial=0) > 1 else 0)
+    """A saliency mask file, bool (H, W), read as a viewer shows it: `bench.images.read_grey` and `mask_of` say how."""
+    return images.mask_of(images.read_grey(path), path)
+
+
+class _NothingThereError(DatasetError):
+    """A folder without pictures, or none at all."""
 
 
 def holds_dataset(folder: Path) -> bool:
-    """True when there is something in `folder` that `FolderDataset` opens; looks at names only."""
+    """True when there is something in `folder` that `FolderDataset` opens; looks at names only.
+
+    Raises DatasetError for a folder that cannot be read.
+    """
     try:
         _find_layout(folder)
-    except DatasetError:
+    except _NothingThereError:
         return False
     return True
 
@@ -73,22 +82,25 @@ class FolderDataset:
 
     - VOC: JPEGImages/ (pictures of any usual format), SegmentationClass/ and SegmentationClassAug/ (palette or grey
       PNGs, 255 = void; the former wins where both have a name), ImageSets/Segmentation/SPLIT.txt (one name a line),
-      saliency_NAME/ (masks). Without lists all pictures are the split `train`;
+      saliency_NAME/ (masks). Where ImageSets/ is absent or holds no lists, all pictures are the split `train`;
     - MaskContrast's: images/, sets/SPLIT.txt, SegmentationClass[Aug]/, saliency_NAME_model/ (masks);
     - pictures directly in the folder: one split `train`, no labels.
 
     Class names come from the card, else from classes.txt (one a line), else the labels are scanned and classes are
-    named by number. Opening looks at names only; each file is checked when it is read, and all by `check`.
+    named by number; there are 254 at most. Label maps and masks are of the picture as it is shown, so turned where its
+    EXIF orientation turns it. Opening looks at names only; each file is checked when it is read, and all by `check`.
     """
 
     def __init__(self, root: Path, *, name: str = "", card: DatasetCard | None = None) -> None:
         """Open `root`; with a card, its names, classes, splits and preset hold.
 
-        Raises DatasetError when the folder is absent or holds no pictures.
+        Raises DatasetError when the folder is absent or holds no pictures, and when a folder of it cannot be read.
         """
         self._layout = _find_layout(Path(root))
         self._card = card
         self._names: dict[str, tuple[str, ...]] = {}
+        self._scales: dict[Path, dict[bool, Path]] = {}
+        self._colours: dict[Path, dict[bytes, tuple[int, Path]]] = {}
         self.root = self._layout.root
         self.name = name or (card.name if card else self.root.resolve().name)
         self.default_preset = card.default_preset if card else "native"
@@ -99,30 +111,48 @@ class FolderDataset:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; () for a data set without labels and class names."""
+        """Names of the classes; () for a data set without labels and class names.
+
+        Raises DatasetError for more than 254: a label is a byte, 255 is void, and 254 a pixel of no class.
+        """
         if self._card:
-            return self._card.classes
+            return _countable(self._card.classes, f"the data set {self.name}")
         listed = self.root / "classes.txt"
         if listed.exists():
-            return _read_lines(listed, "class")
-        count = self._scan_classes()
+            return _countable(_read_lines(listed, "class"), str(listed))
+        found = self._scan_classes()
+        names = tuple(str(index) for index in range(max(found, default=-1) + 1))
         if self.has_labels:
             log.info(
-                "%s has no classes.txt: its labels hold %d classes (0 to %d), named by number; write classes.txt to "
-                "name them, with %r for the background if there is one",
+                "%s has no classes.txt: its labels hold %s, named by number; write classes.txt to name them, with %r "
+                "for the background if there is one",
                 self.root,
-                count,
-                count - 1,
+                _scanned(found),
                 BACKGROUND,
             )
-        return tuple(str(index) for index in range(count))
+        return _countable(names, f"the label maps of {self.root}")
+
+    def check_classes(self) -> None:
+        """DatasetError for a data set of one class: every method scores 100 there."""
+        if len(self.classes) == 1:
+            raise DatasetError(
+                f"{self.root} has the one class {self.classes[0]!r}, so every prediction is right; expected two or "
+                f"more in {'its card' if self._card else 'classes.txt'} and the label maps ({_VOID_IS_NO_CLASS})"
+            )
 
     @cached_property
     def background(self) -> int | None:
         """Index of the background class: the card's, else that of the class named "background", else None."""
         if self._card:
             return self._card.background
-        return self.classes.index(BACKGROUND) if BACKGROUND in self.classes else None
+        if BACKGROUND in self.classes:
+            return self.classes.index(BACKGROUND)
+        alike = next((name for name in self.classes if name.strip("_").lower() == BACKGROUND), None)
+        if alike:
+            log.info(
+                "%s: the class %r is like any other; call it %r if it is the background", self.name, alike, BACKGROUND
+            )
+        return None
 
     @property
     def has_labels(self) -> bool:
@@ -133,7 +163,7 @@ class FolderDataset:
         """Names of the splits that have a list, sorted; ("train",) where there are no lists."""
         if self._layout.lists is None:
             return ("train",)
-        return tuple(sorted(path.stem for path in self._layout.lists.glob("*.txt") if not path.name.startswith(".")))
+        return tuple(sorted(path.stem for path in _lists_in(self._layout.lists)))
 
     def names(self, split: str) -> tuple[str, ...]:
         """Picture names of a split, in the order of its list; all pictures, sorted, where there are no lists.
@@ -159,17 +189,22 @@ class FolderDataset:
     def label(self, name: str) -> NDArray[np.uint8]:
         """Label map, uint8 (H, W), values 0 … classes-1 and 255 = void; same size as the picture.
 
-        Raises DatasetError naming the file when it is absent or damaged, has another size than the picture, or holds
-        a value that is no class.
+        Raises DatasetError naming the file when it is absent or damaged, has another size than the picture, holds a
+        value that is no class, or shows a class in the colour that another map of its folder has for another class.
         """
         path = self.label_path(name)
-        label = images.read_label(path)
+        label, colours = images.read_painted_label(path)
         self._check_size(name, path, label.shape)
-        highest = _highest(label)
+        numbers = _numbers(label)
+        highest = max(numbers, default=-1)
         if highest >= len(self.classes):
             raise DatasetError(
                 f"label map {path} holds the value {highest}, but {self.name} has {len(self.classes)} classes (0 to "
                 f"{len(self.classes) - 1}, 255 = void): add the class to {self.root / 'classes.txt'} or correct the map"
+            )
+        if colours is not None:
+            self._check_palette(
+                path, {number: colours[number].tobytes() for number in numbers if number < len(colours)}
             )
         return label
 
@@ -186,13 +221,25 @@ class FolderDataset:
         return self._find_mask(name, mask_set) is not None
 
     def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:
-        """Saliency mask of a picture, bool (H, W): grey above 127, or above 0 in a file that holds only 0 and 1.
+        """Saliency mask of a picture, bool (H, W), see `mask_as_stored`.
 
-        Raises DatasetError when there is no such set or file, or its size is not the picture's.
+        Raises DatasetError also when its size is not the picture's.
+        """
+        mask = self.mask_as_stored(name, mask_set)
+        self._check_size(name, self.mask_path(name, mask_set), mask.shape)
+        return mask
+
+    def mask_as_stored(self, name: str, mask_set: str) -> NDArray[np.bool_]:
+        """Saliency mask of a picture at its file's own size, bool (H, W), as `read_mask` reads it.
+
+        Raises DatasetError when there is no such set or file, for a file that is no mask, and for a set of which one
+        file holds 0 and 1 alone while another goes up to 255: the 1 may be a probability of 1/255 there.
         """
         path = self.mask_path(name, mask_set)
-        mask = read_mask(path)
-        self._check_size(name, path, mask.shape)
+        grey = images.read_grey(path)
+        mask = images.mask_of(grey, path)
+        if mask.any():
+            self._check_scale(path, bytes_=bool(grey.max() > 1))
         return mask
 
     def mask_path(self, name: str, mask_set: str) -> Path:
@@ -206,7 +253,7 @@ class FolderDataset:
 
     def masks_without_picture(self, mask_set: str) -> int:
         """The number of mask files that belong to no picture of the data set."""
-        stems = {path.stem for path in self._mask_folder(mask_set).iterdir() if path.suffix in _MASK_SUFFIXES}
+        stems = {path.stem for path in _files_in(self._mask_folder(mask_set)) if path.suffix in _MASK_SUFFIXES}
         return len({stem for stem in stems if not stem.startswith(".")} - set(self._pictures))
 
     def picture_path(self, name: str) -> Path:
@@ -233,7 +280,7 @@ class FolderDataset:
             )
         for folder in self._layout.labels:
             path = folder / f"{name}.png"
-            if path.exists():
+            if _exists(path):
                 return path
         folders = " or ".join(f"{folder.name}/" for folder in self._layout.labels)
         raise DatasetError(
@@ -253,10 +300,30 @@ class FolderDataset:
         found = ((name, self._find_mask(name, mask_set)) for name in names)
         return fingerprint_files((name, (path,) if path else ()) for name, path in found)
 
-    def check(self, split: str, limit: int | None = None) -> Iterator[str]:
+    def twins(self, names: Sequence[str], others: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Pairs (name, other) of different names whose picture files are equal byte for byte; each name once."""
+        sizes = [self._picture_bytes(each) for each in (names, others)]
+        shared = set(sizes[0].values()) & set(sizes[1].values())
+        digests = [self._digests_of([name for name, size in each.items() if size in shared]) for each in sizes]
+        of_content = {digest: other for other, digest in reversed(digests[1].items())}
+        found = ((name, of_content.get(digest, name)) for name, digest in digests[0].items())
+        return tuple((name, other) for name, other in found if other != name)
+
+    def _picture_bytes(self, names: Sequence[str]) -> dict[str, int]:
+        """The size of each picture's file; a file that is gone has none, and is found where it is read."""
+        paths = {name: self.picture_path(name) for name in names}
+        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+
+    def _digests_of(self, names: Sequence[str]) -> dict[str, bytes]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(lambda name: _digests((self.picture_path(name),))[0], names)
+            return dict(zip(names, found, strict=True))
+
+    def check(self, split: str, limit: int | None = None, *, occurring: set[int] | None = None) -> Iterator[str]:
         """Open every picture, label map and mask of a split for real (the first `limit`); one line per problem.
 
-        A last line counts the label maps that hold nothing but void.
+        Last lines: how many label maps hold nothing but void, and where all of them hold one class alone.
+        occurring: is given the numbers of the classes that have a pixel.
         """
         try:
             names = self.names(split)[:limit]
@@ -264,19 +331,25 @@ class FolderDataset:
             yield str(error)
             return
         void = []
+        seen: set[int] = set() if occurring is None else occurring
         for name in names:
             yield from self._picture_problems(name)
             if self.has_labels:
                 try:
-                    if _highest(self.label(name)) < 0:
-                        void.append(name)
+                    numbers = _numbers(self.label(name))
                 except DatasetError as error:
                     yield str(error)
+                    continue
+                seen |= numbers
+                if not numbers:
+                    void.append(name)
         if void:
             yield (
                 f"{len(void)} of {len(names)} label maps of {split!r} hold nothing but void (255), the first is "
                 f"{void[0]!r}: these pictures are not scored; take them off the list"
             )
+        if len(seen) == 1 < len(names) and len(self.classes) > 1:
+            yield f"{split}: {occurrence(self.classes, seen)}; correct the label maps"
 
     def _picture_problems(self, name: str) -> Iterator[str]:
         try:
@@ -352,13 +425,41 @@ class FolderDataset:
     def _find_mask(self, name: str, mask_set: str) -> Path | None:
         folder = self._mask_folder(mask_set)
         paths = (folder / f"{name}{suffix}" for suffix in _MASK_SUFFIXES)
-        return next((path for path in paths if path.exists()), None)
+        return next((path for path in paths if _exists(path)), None)
 
-    def _scan_classes(self) -> int:
-        """One more than the highest class number in any label map."""
-        paths = sorted(path for folder in self._layout.labels for path in folder.glob("*.png"))
+    def _scan_classes(self) -> list[int]:
+        """The class numbers in any label map, ascending."""
+        paths = [path for folder in self._layout.labels for path in _files_in(folder) if path.suffix == ".png"]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return 1 + max(pool.map(lambda path: _highest(images.read_label(path)), paths), default=-1)
+            return sorted(set().union(*pool.map(lambda path: _numbers(images.read_label(path)), sorted(paths))))
+
+    def _check_palette(self, path: Path, colours: Mapping[int, bytes]) -> None:
+        """Refuse palettes that were sorted anew, map by map: their indices are no class numbers, though all look well.
+
+        colours: those of the numbers that a map holds; what two numbers of it share tells nothing.
+        """
+        of_folder = self._colours.setdefault(path.parent, {})
+        shared = Counter(colours.values())
+        for number, colour in colours.items():
+            if shared[colour] > 1:
+                continue
+            known, first = of_folder.setdefault(colour, (number, path))
+            if known != number:
+                raise DatasetError(
+                    f"the colour #{colour.hex()} is number {number} in the palette of {path} and {known} in that of "
+                    f"{first.name}: one of them was sorted anew when it was saved; expected one palette, whose indices "
+                    "are the classes: write the maps again from their source"
+                )
+
+    def _check_scale(self, path: Path, *, bytes_: bool) -> None:
+        """Note on which of the two scales a mask with foreground lies, and refuse a set that mixes them."""
+        folder = self._scales.setdefault(path.parent, {})
+        folder.setdefault(bytes_, path)
+        if len(folder) == 2:
+            raise DatasetError(
+                f"{folder[False]} holds 0 and 1 alone and {folder[True].name} in the same folder goes up to 255, so 1 "
+                "may mean foreground or next to nothing; expected one scale: write 0 and 255 in all masks of the set"
+            )
 
 
 def _is_path(mask_set: str) -> bool:
@@ -368,31 +469,76 @@ def _is_path(mask_set: str) -> bool:
 def _find_layout(folder: Path) -> _Layout:
     if not folder.is_dir():
         seen = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DatasetError(f"the data set folder {folder} {seen}: give the folder that holds JPEGImages/ or pictures")
+        raise _NothingThereError(
+            f"the data set folder {folder} {seen}: give the folder that holds JPEGImages/ or pictures"
+        )
     for inner in _INNER:
         root = folder / inner
         if (root / "JPEGImages").is_dir():
-            return _voc_layout(root, root / "JPEGImages", root / "ImageSets" / "Segmentation")
+            return _voc_layout(root, root / "JPEGImages", _voc_lists(root / "ImageSets"))
         if (root / "images").is_dir() and (root / "sets").is_dir():
             return _voc_layout(root, root / "images", root / "sets")
     if not _has_pictures(folder):
-        raise DatasetError(
+        raise _NothingThereError(
             f"{folder} holds no data set: expected JPEGImages/ with ImageSets/Segmentation/ (VOC layout), images/ with "
             f"sets/, or pictures ({', '.join(PICTURE_SUFFIXES)}) directly in it"
         )
     return _Layout(root=folder, pictures=folder, masks=_mask_folders(folder))
 
 
-def _voc_layout(root: Path, pictures: Path, lists: Path) -> _Layout:
+def _voc_lists(sets: Path) -> Path | None:
+    """ImageSets/Segmentation/ where there is one; DatasetError where the lists lie in ImageSets/ itself."""
+    if not os.path.lexists(sets):
+        return None
+    inside = _files_in(sets)
+    lists = sets / "Segmentation"
+    stray = sorted(path.name for path in inside if path.suffix == ".txt")
+    if lists in inside or not stray:
+        return lists if lists in inside else None
+    raise DatasetError(f"{sets} holds {_listing(stray)}, but the lists of splits are expected in {lists}/: move them")
+
+
+def _voc_layout(root: Path, pictures: Path, lists: Path | None) -> _Layout:
     if not _has_pictures(pictures):
-        raise DatasetError(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put them there")
+        raise _NothingThereError(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put them there")
     return _Layout(
         root=root,
         pictures=pictures,
-        lists=lists if lists.is_dir() and any(lists.glob("*.txt")) else None,
+        lists=lists if lists is not None and _lists_in(lists) else None,
         labels=tuple(f for f in (root / "SegmentationClass", root / "SegmentationClassAug") if f.is_dir()),
         masks=_mask_folders(root),
     )
+
+
+def _lists_in(folder: Path) -> list[Path]:
+    """The lists of splits in a folder, none where it is empty; DatasetError where it holds other things alone."""
+    inside = _files_in(folder)
+    lists = [path for path in inside if path.suffix == ".txt"]
+    if inside and not lists:
+        raise DatasetError(
+            f"{folder} holds no list: expected SPLIT.txt with a picture name a line, found "
+            f"{_listing(sorted(path.name for path in inside))}; rename them, or remove the folder to score all pictures"
+        )
+    return lists
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What lies in a folder, without hidden entries; DatasetError, which names it, where that cannot be seen."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DatasetError(
+            f"the folder {folder} cannot be read ({error.strerror}): expected a folder that may be listed; change its "
+            "permissions, or restore it"
+        ) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise DatasetError(f"{path} cannot be looked for: change the permissions of {path.parent}") from error
 
 
 def _mask_folders(root: Path) -> dict[str, Path]:
@@ -401,11 +547,10 @@ def _mask_folders(root: Path) -> dict[str, Path]:
 
 
 def _picture_files(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            # macOS leaves "._name.jpg" beside the files it copies
-            if entry.name.lower().endswith(PICTURE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
-                yield entry.name
+    # macOS leaves "._name.jpg" beside the files it copies: hidden entries are no pictures
+    for path in _files_in(folder):
+        if path.name.lower().endswith(PICTURE_SUFFIXES) and path.is_file():
+            yield path.name
 
 
 def _has_pictures(folder: Path) -> bool:
@@ -435,10 +580,45 @@ def _read_lines(path: Path, what: str) -> tuple[str, ...]:
     return lines
 
 
-def _highest(label: NDArray[np.uint8]) -> int:
-    """The highest class number of a label map, -1 when all is void."""
-    scored = label[label != IGNORE]
-    return int(scored.max()) if scored.size else -1
+def _countable(classes: tuple[str, ...], origin: str) -> tuple[str, ...]:
+    if len(classes) > _MOST_CLASSES:
+        raise DatasetError(
+            f"{origin}: {len(classes)} classes; expected at most {_MOST_CLASSES}, since a label is one byte and 255 is "
+            "void: merge classes, or make those that are not scored void"
+        )
+    return classes
+
+
+def occurrence(classes: Sequence[str], occurring: Collection[int]) -> str:
+    """What to say of label maps in which only some of the classes occur, by their numbers; "" where all do."""
+    absent = [f"{name} ({number})" for number, name in enumerate(classes) if number not in occurring]
+    if not absent:
+        return ""
+    said = f"{len(absent)} of {len(classes)} classes have no pixel: {_listing(absent)}"
+    return f"{said} ({_VOID_IS_NO_CLASS})" if len(occurring) == 1 else said
+
+
+def _scanned(found: Sequence[int]) -> str:
+    """What to say of the class numbers that were found, ascending."""
+    most = max(found, default=-1)
+    if len(found) == most + 1:
+        return f"{len(found)} classes" + (f" (0 to {most})" if most > 0 else "")
+    shown = _listing([str(number) for number in found])
+    return (
+        f"the numbers {shown}, so that {most + 1} classes (0 to {most}) are scored, of which {most + 1 - len(found)} "
+        "occur nowhere"
+    )
+
+
+def _listing(words: Sequence[str]) -> str:
+    """The first of some words."""
+    shown = ", ".join(words[:_SHOWN])
+    return f"{shown} and {len(words) - _SHOWN} more" if len(words) > _SHOWN else shown
+
+
+def _numbers(label: NDArray[np.uint8]) -> set[int]:
+    """The class numbers in a label map, without void."""
+    return set(np.flatnonzero(np.bincount(label.reshape(-1), minlength=IGNORE + 1)[:IGNORE]).tolist())
 
 
 def fingerprint_files(files: Iterable[tuple[str, tuple[Path, ...]]]) -> str:

@@ -71,6 +71,10 @@ class PictureFiles:
         """SHA-256 over the content of the pictures' files and their names, hex."""
         return fingerprint_files((name, (self._paths[name],)) for name in names)
 
+    def twins(self, names: Sequence[str], others: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """None: there is one split."""
+        return ()
+
     def mask_sets(self) -> tuple[str, ...]:
         """None: pictures given one by one have no masks."""
         return ()

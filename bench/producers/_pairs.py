@@ -20,7 +20,6 @@ from PIL import Image
 from bench.augment import Augmentation, draw_view, view_mask, view_picture
 from bench.batches import Batches, Key, fetch, generator
 from bench.datasets import FolderDataset
-from bench.datasets.folder import read_mask
 from bench.errors import DatasetError
 
 from ._course import facts_of
@@ -94,7 +93,7 @@ class Pictures:
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Picture, uint8 RGB (H, W, 3), and its mask, bool (H, W), resized by nearest neighbour where it differs."""
         picture = self.dataset.picture(self.names[index])
-        mask = read_mask(self.dataset.mask_path(self.mask_names[index], self.mask_set))
+        mask = self.dataset.mask_as_stored(self.mask_names[index], self.mask_set)
         if mask.shape != picture.shape[:2]:
             image = Image.fromarray(mask.astype(np.uint8))
             mask = np.array(image.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)) > 0
@@ -140,7 +139,7 @@ def _survey(dataset: FolderDataset, names: Sequence[str], mask_set: str, masks: 
     """The number of masks of another size than their picture, and of those no crop of which can pass the area rule."""
 
     def look(name: str) -> tuple[bool, bool]:
-        mask = read_mask(dataset.mask_path(name, mask_set))
+        mask = dataset.mask_as_stored(name, mask_set)
         return mask.shape != dataset.size(name), bool(mask.all() or not mask.any())
 
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,5 +1,7 @@
 """Pictures and label maps: decoding against arrays made by hand, sizes, padding and the cells of a map."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -163,23 +165,24 @@ def test_grey_and_sixteen_bit_labels_are_read(tmp_path):
         images.read_label(save(tmp_path / "high.png", IDS.astype(np.uint16) + 1))
 
 
+def png(width, height, bits, kind, data):
+    """The bytes of a PNG. kind: its colour type. data: its rows, each after a filter byte."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_grey_labels_of_few_bits_are_not_stretched(tmp_path, bits):
-    import struct
-    import zlib
-
     top = 2**bits - 1
     values = [0, 1, top, 0]
     row = sum(value << (bits * (3 - i)) for i, value in enumerate(values)) << ((-4 * bits) % 8)
     data = b"\0" + row.to_bytes((4 * bits + 7) // 8, "big")
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    (tmp_path / "a.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-    )
+    (tmp_path / "a.png").write_bytes(png(4, 1, bits, 0, data))
     assert images.read_label(tmp_path / "a.png").tolist() == [values]
 
 
@@ -210,12 +213,140 @@ def test_write_label_refuses_what_does_not_fit(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_read_grey_takes_the_first_channel_and_the_index(tmp_path, rgb):
-    np.testing.assert_array_equal(images.read_grey(save(tmp_path / "c.png", rgb)), rgb[..., 0])
-    images.write_label(tmp_path / "p.png", IDS)
-    np.testing.assert_array_equal(images.read_grey(tmp_path / "p.png"), IDS)
-    deep = np.array([[0, 32768, 65535]], np.uint16)
-    assert images.read_grey(save(tmp_path / "d.png", deep)).tolist() == [[0, 128, 255]]
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", [2, 3, 6])
+def test_maps_that_are_shown_turned_are_refused(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", INSIDE * np.uint8(255), exif=exif)
+    for read in (images.read_grey, images.read_label):
+        with pytest.raises(DatasetError, match=rf"a\.{suffix} is stored turned \(EXIF orientation {orientation}\)"):
+            read(path)
+    exif[0x0112] = 1
+    save(path, INSIDE * np.uint8(255), exif=exif)
+    assert images.read_grey(path).shape == INSIDE.shape
+
+
+def test_labels_that_were_stored_with_loss_are_refused(tmp_path):
+    Image.fromarray(IDS).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(DatasetError, match=r"a\.png is a JPEG file, which changes the values near edges"):
+        images.read_label(tmp_path / "a.png")
+
+
+INSIDE = np.zeros((12, 16), np.bool_)
+INSIDE[3:8, 2:9] = True
+WHITE = INSIDE * np.uint8(255)
+PICTURE = np.random.default_rng(3).integers(1, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def painted(indices, *colours):
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def gradient():
+    """Probabilities of many levels, above one half where INSIDE says."""
+    rng = np.random.default_rng(4)
+    return np.where(INSIDE, rng.integers(128, 256, INSIDE.shape), rng.integers(0, 128, INSIDE.shape)).astype(np.uint8)
+
+
+AS_SEEN = {
+    "grey": lambda: WHITE,
+    "0 and 1": lambda: INSIDE * np.uint8(1),
+    "one bit": lambda: Image.fromarray(WHITE).convert("1"),
+    "probabilities": gradient,
+    "colours that are grey": lambda: np.dstack([WHITE] * 3),
+    "palette, white first": lambda: painted(~INSIDE, (255, 255, 255), (0, 0, 0)),
+    "palette, black first": lambda: painted(INSIDE, (0, 0, 0), (255, 255, 255)),
+    "class palette": lambda: painted(INSIDE, (0, 0, 0), (128, 0, 0)),
+    "dark class palette": lambda: painted(INSIDE * 8, *images.voc_palette().tolist()),
+    "green": lambda: np.dstack([WHITE * 0, WHITE, WHITE * 0]),
+    "cut-out": lambda: np.dstack([PICTURE * INSIDE[..., None], WHITE]),
+    "picture with alpha": lambda: np.dstack([PICTURE, WHITE]),
+    "white with alpha": lambda: np.dstack([np.full_like(PICTURE, 255), WHITE]),
+    "grey with alpha": lambda: Image.fromarray(np.dstack([np.full_like(WHITE, 255), WHITE]), "LA"),
+    "grey, opaque": lambda: Image.fromarray(np.dstack([WHITE, np.full_like(WHITE, 255)]), "LA"),
+    "16 bits, 0 and 1": lambda: INSIDE.astype(np.uint16),
+    "16 bits, 0 and 255": lambda: WHITE.astype(np.uint16),
+    "16 bits, 0 and 4095": lambda: INSIDE * np.uint16(4095),
+    "16 bits, 0 and 65535": lambda: INSIDE * np.uint16(65535),
+    "16 bits, probabilities": lambda: gradient().astype(np.uint16) * 257,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", AS_SEEN)
+def test_masks_are_read_as_they_are_seen(tmp_path, stored):
+    found = AS_SEEN[stored]()
+    path = tmp_path / "a.png"
+    (found if isinstance(found, Image.Image) else Image.fromarray(found)).save(path)
+    np.testing.assert_array_equal(images.mask_of(images.read_grey(path), path), INSIDE)
+
+
+def test_a_mask_after_jpeg_is_read(tmp_path):
+    large = np.kron(WHITE, np.ones((8, 8), np.uint8))
+    for stored in (large, np.dstack([large] * 3)):
+        path = save(tmp_path / "a.jpg", stored, quality=60)
+        np.testing.assert_array_equal(images.mask_of(images.read_grey(path), path), large > 0)
+
+
+@pytest.mark.parametrize(
+    ("grey", "all_of_it"),
+    [(0, False), (255, True), (1, True)],
+)
+def test_masks_of_one_value(tmp_path, grey, all_of_it):
+    path = save(tmp_path / "a.png", np.full((4, 5), grey, np.uint8))
+    assert (images.mask_of(images.read_grey(path), path) == all_of_it).all()
+    path = save(tmp_path / "b.png", np.zeros((4, 5, 4), np.uint8))  # a cut-out of nothing
+    assert not images.mask_of(images.read_grey(path), path).any()
+
+
+def numbered(*numbers):
+    """Class numbers below INSIDE, 0 elsewhere."""
+    return np.where(INSIDE, np.resize(np.array(numbers, np.uint16), INSIDE.shape), np.uint16(0))
+
+
+NO_MASKS = {
+    "class numbers": (lambda: numbered(7, 8).astype(np.uint8), r"holds the greys 0, 7, 8,"),
+    "class numbers and void": (lambda: numbered(7, 255).astype(np.uint8), r"greys 0, 7, 255,"),
+    "0, 1 and void": (lambda: numbered(1, 255).astype(np.uint8), r"greys 0, 1, 255,"),
+    "one class": (lambda: numbered(2).astype(np.uint8), r"greys 0, 2,"),
+    "dark greys": (lambda: gradient() // 2, r"greys 0, .* … 127"),
+    "light greys": (lambda: gradient() // 4 + 100, r"greys 100, "),
+    "class numbers of 16 bits": (lambda: numbered(300, 301), r"holds 16-bit values up to 301"),
+    "several colours": (lambda: painted(numbered(1, 2), *images.voc_palette().tolist()), "holds colours"),
+    "a picture": (lambda: PICTURE, "holds colours"),
+    "one colour for all": (lambda: painted(INSIDE, (9, 9, 9), (9, 9, 9)), "palette that gives all its numbers one"),
+    "nothing to be seen": (lambda: np.dstack([WHITE] * 3 + [WHITE * 0]), "transparent everywhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", NO_MASKS)
+def test_what_is_no_mask_is_refused(tmp_path, stored):
+    make, pattern = NO_MASKS[stored]
+    found = make()
+    path = tmp_path / "a.png"
+    (found if isinstance(found, Image.Image) else Image.fromarray(found)).save(path)
+    with pytest.raises(DatasetError, match=rf"a\.png .*{pattern}.*write 0 and 255") as caught:
+        images.mask_of(images.read_grey(path), path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_masks_in_colours_of_16_bits_are_refused(tmp_path, kind, channels):
+    """Pillow reads their upper bytes alone: 0 and 1 would be black."""
+    rows = np.zeros((3, 4, channels), ">u2")
+    rows[1, 1:] = 1
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    (tmp_path / "a.png").write_bytes(png(4, 3, 16, kind, data))
+    with pytest.raises(DatasetError, match=r"a\.png has colours of 16 bits"):
+        images.read_grey(tmp_path / "a.png")
+
+
+def test_grey_masks_of_four_bits_are_seen_dark(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(4, 1, 4, 0, b"\0\x01\x10"))  # 0 1 1 0 of 15
+    with pytest.raises(DatasetError, match=r"a\.png holds the greys 0, 17,"):
+        images.mask_of(images.read_grey(tmp_path / "a.png"), tmp_path / "a.png")
 
 
 def test_voc_palette_has_the_published_colours():

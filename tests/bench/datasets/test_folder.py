@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from bench import datasets, images
 from bench.contracts import Dataset
-from bench.datasets.folder import FolderDataset, holds_dataset
+from bench.datasets.folder import FolderDataset, holds_dataset, occurrence
 from bench.errors import DatasetError, StorageError, UnknownNameError
 from bench.records import DatasetCard
 
@@ -142,6 +144,105 @@ def test_classes_are_scanned_without_a_list(voc, caplog):
     assert "3 classes (0 to 2)" in caplog.text
 
 
+def test_numbers_that_are_left_out_are_said(voc, caplog):
+    (voc / "classes.txt").unlink()
+    for name, size in SIZES.items():
+        label = np.zeros(size, int)
+        label[0], label[1] = 5, 10
+        images.write_label(voc / "SegmentationClass" / f"{name}.png", label)
+    with caplog.at_level(logging.INFO, "bench"):
+        assert len(FolderDataset(voc).classes) == 11
+    assert (
+        "its labels hold the numbers 0, 5, 10, so that 11 classes (0 to 10) are scored, of which 8 occur" in caplog.text
+    )
+
+
+def void_objects(voc):
+    """Label maps of 0 and 255, as binary masks are stored."""
+    for path in (voc / "SegmentationClass").iterdir():
+        label = images.read_label(path)
+        images.write_label(path, np.where(label > 0, 255, 0))
+
+
+def test_one_class_is_none(voc):
+    void_objects(voc)
+    (voc / "classes.txt").unlink()
+    refused(
+        r"has the one class '0', so every prediction is right.*255 is void.*write 1", FolderDataset(voc).check_classes
+    )
+    write_text(voc / "classes.txt", "thing\n")
+    refused(r"has the one class 'thing'.*classes\.txt", FolderDataset(voc).check_classes)
+    write_text(voc / "classes.txt", "thing\nother\n")
+    FolderDataset(voc).check_classes()
+
+
+def test_classes_without_a_pixel(voc):
+    every = ("cat", "background", "dog")
+    assert occurrence(every, {0, 1, 2}) == ""
+    assert occurrence(every, {0, 2}) == "1 of 3 classes have no pixel: background (1)"
+    alone = occurrence(every, {0})
+    assert alone.startswith("2 of 3 classes have no pixel: background (1), dog (2) (255 is void")
+    assert occurrence([str(number) for number in range(20)], set()).endswith("6 (6), 7 (7) and 12 more")
+    seen = set()
+    assert list(FolderDataset(voc).check("val", occurring=seen)) == []
+    assert seen == {0, 1, 2}
+    void_objects(voc)
+    assert list(FolderDataset(voc).check("val")) == [f"val: {alone}; correct the label maps"]
+
+
+@pytest.mark.parametrize("number", [255, 256, 300])
+def test_more_classes_than_a_byte_holds(voc, number):
+    write_text(voc / "classes.txt", "".join(f"c{index}\n" for index in range(number)))
+    pattern = rf"classes\.txt: {number} classes; expected at most 254"
+    refused(pattern, lambda: FolderDataset(voc).classes)
+    refused(pattern, FolderDataset(voc).label, "a")
+    card = DatasetCard(
+        name="many",
+        summary="",
+        prepare="",
+        classes=tuple(map(str, range(number))),
+        background=None,
+        default_preset="paper",
+    )
+    refused(rf"many: {number} classes", lambda: FolderDataset(voc, card=card).classes)
+    write_text(voc / "classes.txt", "".join(f"c{index}\n" for index in range(254)))
+    assert FolderDataset(voc).label("a").max() == 255
+
+
+def test_a_label_of_a_class_too_many_without_a_list(voc):
+    (voc / "classes.txt").unlink()
+    images.write_label(voc / "SegmentationClass" / "a.png", np.full(SIZES["a"], 254))
+    refused(r"label maps of .*set: 255 classes", lambda: FolderDataset(voc).classes)
+
+
+def test_a_background_of_another_spelling_is_said(voc, caplog):
+    write_text(voc / "classes.txt", "_Background_\ncat\ndog\n")
+    with caplog.at_level(logging.INFO, "bench"):
+        assert FolderDataset(voc).background is None
+    assert "the class '_Background_' is like any other; call it 'background'" in caplog.text
+
+
+def test_palettes_that_were_sorted_anew_are_refused(voc):
+    """Two maps in the same colours, the second saved with another order of its palette: indices are no classes."""
+    dataset = FolderDataset(voc)
+    assert dataset.label("a").max() == 255
+    path = voc / "SegmentationClass" / "b.png"
+    swap = np.arange(256)
+    swap[[0, 1]] = 1, 0
+    images.write_label(path, swap[images.read_label(path)], images.voc_palette()[swap])
+    refused(r"the colour #800000 is number 0 in the palette of .*b\.png and 1 in that of a\.png", dataset.label, "b")
+    assert FolderDataset(voc).label("b").max() == 255
+    assert any("sorted anew" in problem for problem in FolderDataset(voc).check("train"))
+
+
+def test_palettes_of_one_colour_say_nothing(voc):
+    for seed, name in enumerate("ab"):
+        label = np.random.default_rng(seed).integers(0, 3, SIZES[name])
+        images.write_label(voc / "SegmentationClass" / f"{name}.png", label, np.full((256, 3), 9, np.uint8))
+    dataset = FolderDataset(voc)
+    assert {dataset.label(name).max() for name in "ab"} == {2}
+
+
 def test_a_card_gives_names_and_splits(voc):
     card = DatasetCard(
         name="demo",
@@ -189,6 +290,73 @@ def test_lists_that_cannot_be_used(voc):
     assert next(dataset.check("ghost")).startswith(str(lists / "ghost.txt"))
 
 
+def test_lists_that_cannot_be_seen_are_not_taken_for_none(voc, monkeypatch):
+    lists = voc / "ImageSets" / "Segmentation"
+    scandir = os.scandir
+    for hidden in (lists, lists.parent, voc / "JPEGImages", voc / "SegmentationClass"):
+
+        def closed(path, hidden=hidden):
+            if Path(path) == hidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)
+
+        monkeypatch.setattr("os.scandir", closed)
+        (voc / "classes.txt").unlink(missing_ok=True)
+        refused(rf"{hidden} cannot be read \(Permission denied\)", lambda: FolderDataset(voc).classes)
+        if hidden.name != "SegmentationClass":
+            refused(rf"{hidden} cannot be read", holds_dataset, voc)
+    monkeypatch.undo()
+    assert FolderDataset(voc).splits() == ("train", "val")
+
+
+def test_label_maps_behind_a_closed_folder(voc, monkeypatch):
+    exists = Path.exists
+    folder = voc / "SegmentationClass"
+
+    def closed(path):
+        if path.parent == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", closed)
+    refused(rf"a\.png cannot be looked for: change the permissions of {folder}", FolderDataset(voc).label, "a")
+
+
+def test_lists_that_are_no_folder_or_lie_elsewhere(voc):
+    sets = voc / "ImageSets"
+    lists = sets / "Segmentation"
+    lists.rename(voc / "aside")
+    write_text(lists, "a\nb\n")
+    refused(rf"{lists} cannot be read \(Not a directory\)", FolderDataset, voc)
+    lists.unlink()
+    lists.symlink_to(voc / "gone")
+    refused(rf"{lists} cannot be read \(No such file", FolderDataset, voc)
+    lists.unlink()
+    write_text(sets / "val.txt", "c\nd\n")
+    refused(rf"{sets} holds val\.txt, but the lists of splits are expected in {lists}/", FolderDataset, voc)
+    (sets / "val.txt").unlink()
+    write_text(lists / "val.lst", "c\nd\n")
+    refused(rf"{lists} holds no list: expected SPLIT\.txt .*found val\.lst", FolderDataset, voc)
+    (lists / "val.lst").unlink()
+    assert FolderDataset(voc).splits() == ("train",)  # an empty folder says nothing
+    lists.rmdir()
+    sets.rmdir()
+    write_text(sets, "a\n")
+    refused(rf"{sets} cannot be read \(Not a directory\)", FolderDataset, voc)
+
+
+def test_twins_are_equal_files_of_two_names(voc):
+    dataset = FolderDataset(voc)
+    assert dataset.twins(("c", "d"), ("a", "b")) == ()
+    for copy, name in (("e", "a"), ("f", "a"), ("g", "b")):
+        (voc / "JPEGImages" / f"{copy}.png").write_bytes((voc / "JPEGImages" / f"{name}.png").read_bytes())
+    write_picture(voc / "JPEGImages" / "h.bmp", SIZES["a"], 5)
+    write_picture(voc / "JPEGImages" / "i.bmp", SIZES["a"], 6)  # of one length, and another picture
+    dataset = FolderDataset(voc)
+    assert dataset.twins(("c", "e", "f", "h"), ("a", "b", "i")) == (("e", "a"), ("f", "a"))
+    assert dataset.twins(("a", "g"), ("a", "b")) == (("g", "b"),)  # a name in both is no twin
+
+
 def test_blank_lines_windows_ends_and_byte_order_marks_are_skipped(voc):
     path = voc / "ImageSets" / "Segmentation" / "odd.txt"
     path.write_bytes(b"\xef\xbb\xbfa\r\n\r\n b \r\n")
@@ -219,16 +387,37 @@ def test_mask_values_and_sizes(voc):
     grey = np.zeros(SIZES["a"])
     grey[0, :4] = 0, 127, 128, 255
     write_grey(voc / "saliency_x" / "a.png", grey)
-    write_grey(voc / "saliency_x" / "b.png", np.eye(5, 9))
+    write_grey(voc / "saliency_ones" / "b.png", np.eye(5, 9))
     write_grey(voc / "saliency_x" / "c.png", np.zeros((7, 8)))
     dataset = FolderDataset(voc)
     np.testing.assert_array_equal(dataset.mask("a", "x"), grey > 127)
-    np.testing.assert_array_equal(dataset.mask("b", "x"), np.eye(5, 9, dtype=bool))
+    np.testing.assert_array_equal(dataset.mask("b", "ones"), np.eye(5, 9, dtype=bool))
     refused(r"c\.png is 8x7 pixels.*is 7x7", dataset.mask, "c", "x")
     refused(r"mask set 'x' has no mask of 'd'", dataset.mask, "d", "x")
-    refused(r"no mask set 'y', there are: x", dataset.mask, "a", "y")
+    refused(r"no mask set 'y', there are: ones, x", dataset.mask, "a", "y")
     assert dataset.has_mask("a", "x")
     assert not dataset.has_mask("d", "x")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_set_of_masks_has_one_scale(voc, order):
+    """Beside masks up to 255, a 1 is a probability of 1/255."""
+    write_grey(voc / "saliency_x" / "a.png", np.eye(6, 8) * 255)
+    write_grey(voc / "saliency_x" / "b.png", np.eye(5, 9))
+    for name in "cd":  # no foreground on either scale
+        write_grey(voc / "saliency_x" / f"{name}.png", np.zeros(SIZES[name]))
+    dataset = FolderDataset(voc)
+    assert not dataset.mask("c", "x").any()
+    assert dataset.mask(order[0], "x").any()
+    assert not dataset.mask("d", "x").any()
+    refused(r"saliency_x/b\.png holds 0 and 1 alone and a\.png .*up to 255", dataset.mask, order[1], "x")
+    assert any("one scale" in problem for problem in FolderDataset(voc).check("train"))
+
+
+def test_masks_that_are_none_are_found_by_check(voc):
+    write_grey(voc / "saliency_x" / "a.png", np.eye(6, 8) * 7)
+    [problem] = FolderDataset(voc).check("train")
+    assert "saliency_x/a.png holds the greys 0, 7," in problem
 
 
 def test_fingerprint_follows_content_names_and_order(voc):
