@@ -105,6 +105,9 @@ def eval(
     set_: Annotated[list[str] | None, typer.Option("--set", help="[owner.]key=value; repeatable")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="price the job and stop")] = False,
     again: Annotated[bool, typer.Option("--again", help="compute finished rows again")] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="score pictures that are in the train split too")
+    ] = False,
     save_predictions: Annotated[
         bool, typer.Option("--save-predictions", help="write label maps beside the rows")
     ] = False,
@@ -137,6 +140,7 @@ def eval(
         limit=limit,
         overrides=tuple(set_ or ()),
         again=again,
+        allow_overlap=allow_overlap,
         save_predictions=save_predictions,
         results=results or paths.results_root(),
         cache=cache_folder or paths.cache_root(),

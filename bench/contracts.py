@@ -123,6 +123,10 @@ class Dataset(Protocol):
         """SHA-256 over the content of the pictures' (and, if asked, labels') files and their names, hex."""
         ...
 
+    def twins(self, names: Sequence[str], others: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Pairs (name, other) of different names whose pictures are equal; each name once."""
+        ...
+
     def mask_sets(self) -> tuple[str, ...]:
         """Names of the sets of saliency masks."""
         ...

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import InputError
+
+if TYPE_CHECKING:
+    from bench.contracts import Dataset
 
 __all__ = ["Finding", "examine"]
 
@@ -69,17 +73,33 @@ def _folders(results: Path, cache: Path) -> Iterator[Finding]:
 
 def _dataset(name: str | None) -> Iterator[Finding]:
     from bench.datasets import default_dataset, open_dataset
+    from bench.datasets.folder import occurrence
     from bench.progress import track
 
     found = open_dataset(name or default_dataset())
+    found.check_classes()
     for split in found.splits():
-        names = found.names(split)
-        problems = list(track(found.check(split), len(names), f"{found.name} {split}"))
+        names, seen = found.names(split), set[int]()
+        problems = list(track(found.check(split, occurring=seen), len(names), f"{found.name} {split}"))
         for problem in problems:
             yield Finding(False, problem)
         if not problems:
-            seen = f"{len(names)} pictures and their masks opened, {len(found.classes)} classes"
-            yield Finding(True, f"{found.name} {split}: {seen}")
+            absent = occurrence(found.classes, seen) if found.has_labels else ""
+            opened = f"{len(names)} pictures and their masks opened, {len(found.classes)} classes"
+            yield Finding(True, f"{found.name} {split}: {opened}{absent and f'; {absent}'}")
+    if found.train_split in found.splits() and found.train_split != found.eval_split:
+        yield from _overlap(found)
+
+
+def _overlap(dataset: Dataset) -> Iterator[Finding]:
+    """Pictures that are learnt from and scored."""
+    from bench.plan import find_overlap
+
+    overlap = find_overlap(dataset, dataset.eval_split)
+    if overlap.names:
+        yield Finding(False, f"{dataset.name}: {overlap.refusal}")
+    if overlap.twins:
+        yield Finding(False, f"{dataset.name}: {overlap.twinned}; take them off one of the two lists")
 
 
 def _method(spec: str, dataset: str | None, device: str, results: Path, cache: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from bench import distributed, fitting, metrics, predictions, registry
 from bench.cache import Cache
 from bench.clock import Clock, peak_memory
 from bench.contracts import Outcome, Variant
+from bench.datasets.folder import occurrence
 from bench.errors import DatasetError
 from bench.features import Runtime
 from bench.plan import Job, Plan, ProtocolChoice
@@ -195,11 +196,15 @@ def describe_run(
 
 def _read_beside(session: Session, settings: InputSettings) -> dict[str, Any]:
     """What else of the data set the figures depend on: the train split, and mask files."""
-    dataset, names, found = session.plan.dataset, session.plan.names, {}
+    dataset, names = session.plan.dataset, session.plan.names
+    found: dict[str, dict[str, Any]] = {}
     needs = settings.reads_of_train
     if needs != "nothing":
         split = dataset.train_split
         found["train"] = {"split": split, "fingerprint": session.fingerprint(split, labels=needs == "labels")}
+        overlap = session.plan.overlap
+        if overlap and overlap.names:
+            found["train"]["overlap"] = len(overlap.names)
         names += session.names(split)
     masks = mask_set(getattr(settings, "foreground", "none"))
     if masks:
@@ -226,12 +231,12 @@ def _evaluate_row(
     work.row_key, work.protocol = run_key(run), choice.card.name
     for note in variant.notes:
         work.say(note)
-    work.read_labels()
+    data_notes = _data_notes(session, work, variant.settings)
     work.read_masks(variant.settings)
     protocol = registry.load(choice.card.run)
     per_seed = list(stored.per_seed) if stored else []
     arrays = dict(session.store.arrays(stored)) if stored else {}
-    notes = [*variant.notes, *(stored.notes if stored else ())]
+    notes = [*data_notes, *variant.notes, *(stored.notes if stored else ())]
     for seed in missing:
         outcome: Outcome = protocol(work, variant.settings, seed)
         with session.runtime.clock.phase("score"):
@@ -258,6 +263,17 @@ def _evaluate_row(
         for seed in missing:
             fitting.forget_checkpoints(work.training_folder(seed))
     return saved
+
+
+def _data_notes(session: Session, work: MethodWork, settings: InputSettings) -> list[str]:
+    """What a figure must not be read without of the data set: pictures in both splits, and classes without a pixel."""
+    overlap = session.plan.overlap_of(settings)
+    notes = list(overlap.notes if overlap else ())
+    absent = occurrence(work.class_names, work.read_labels().occurring())
+    if absent:
+        notes.append(f"{session.plan.split}: {absent}")
+        session.say(notes[-1])
+    return notes
 
 
 def _score(session: Session, work: MethodWork, outcome: Outcome, settings: Any, seed: int) -> dict[str, Any]:

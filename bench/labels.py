@@ -81,6 +81,13 @@ class CellLabels:
         )
         return cls(len(dataset.classes), tuple(pictures))
 
+    def occurring(self) -> set[int]:
+        """The numbers of the classes that have a pixel."""
+        seen: set[int] = set()
+        for _, label, _ in self.pictures:
+            seen.update(np.flatnonzero(np.bincount(label, minlength=self.classes)[: self.classes]).tolist())
+        return seen
+
     def count(self, assignments: Sequence[NDArray[np.integer[Any]]], clusters: int) -> Counts:
         """Per-picture counts of cluster maps (h, w) with ids below `clusters`, flat where there is a cell more."""
         columns = self.classes + 1

@@ -11,11 +11,21 @@ from typing import Any
 
 from bench import paths, registry
 from bench.contracts import Dataset, Scope, Variant
-from bench.errors import DownloadError, MismatchError, SettingError, UnknownNameError
+from bench.errors import DatasetError, DownloadError, MismatchError, SettingError, UnknownNameError
 from bench.records import Checkpoint, EstimatorCard, MethodCard, Preset, ProtocolCard
-from bench.settings import Override, apply, parse_overrides, parse_size, pick_preset
+from bench.settings import InputSettings, Override, apply, parse_overrides, parse_size, pick_preset
 
-__all__ = ["Job", "Plan", "ProtocolChoice", "Request", "make_plan", "parse_method", "parse_owner"]
+__all__ = [
+    "Job",
+    "Overlap",
+    "Plan",
+    "ProtocolChoice",
+    "Request",
+    "find_overlap",
+    "make_plan",
+    "parse_method",
+    "parse_owner",
+]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +53,7 @@ class Request:
     limit: int | None = None
     overrides: tuple[str, ...] = ()
     again: bool = False
+    allow_overlap: bool = False
     save_predictions: bool = False
     results: Path = field(default_factory=paths.results_root)
     cache: Path = field(default_factory=paths.cache_root)
@@ -87,8 +98,50 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Scored pictures that are in the train split too.
+
+    scored: how many pictures are scored. names: of those that both lists name. twins: (name, name in train) of those
+    whose files are equal under two names.
+    """
+
+    split: str
+    train: str
+    scored: int
+    names: tuple[str, ...]
+    twins: tuple[tuple[str, str], ...]
+
+    @property
+    def refusal(self) -> str:
+        """What is wrong with names in both lists."""
+        return (
+            f"{len(self.names)} of the {self.scored} pictures of {self.split!r} are in {self.train!r} too, the first "
+            f"is {self.names[0]!r}: what is learnt there is scored here; take them off one of the two lists"
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a figure must not be read without where the train split is read."""
+        of = f"of {self.scored} scored pictures"
+        named = f"{len(self.names)} {of} are in {self.train!r} too (--allow-overlap)"
+        return (*((named,) if self.names else ()), *((self.twinned,) if self.twins else ()))
+
+    @property
+    def twinned(self) -> str:
+        """How many files are equal under two names."""
+        name, other = self.twins[0]
+        return (
+            f"{len(self.twins)} of the {self.scored} pictures of {self.split!r} are in {self.train!r} under other "
+            f"names, byte for byte, the first is {name!r} = {other!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that was asked, checked. limit: None where it cuts nothing off the split."""
+    """Everything that was asked, checked.
+
+    limit: None where it cuts nothing off the split. overlap: None where no protocol reads the train split.
+    """
 
     request: Request
     dataset: Dataset
@@ -96,6 +149,11 @@ class Plan:
     names: tuple[str, ...]
     limit: int | None
     jobs: tuple[Job, ...]
+    overlap: Overlap | None = None
+
+    def overlap_of(self, settings: InputSettings) -> Overlap | None:
+        """The overlap with the train split where these settings read that."""
+        return self.overlap if settings.reads_of_train != "nothing" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +224,10 @@ def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None =
     _check_shared(overrides, [card for card, _ in protocol_cards])
     if request.size is not None:
         parse_size(request.size)
-    dataset = dataset or open_dataset(request.dataset)
+    if dataset is None:
+        opened = open_dataset(request.dataset)
+        opened.check_classes()
+        dataset = opened
     split = request.split or dataset.eval_split
     if request.split is None and split != "val":
         log.info("%s: its split %s is scored; choose another with --split", dataset.name, split)
@@ -180,6 +241,7 @@ def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None =
         raise SettingError(
             "--clusters belongs to --protocol overclustering; K of kmeans is set by --set kmeans.clusters=K"
         )
+    overlap = _overlap(request, dataset, split, protocols)
     settled = _with_checkpoints(methods, request.checkpoint)
     jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in settled)
     for choice in protocols:
@@ -188,7 +250,44 @@ def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None =
     for job in jobs:
         _check_fit(job, dataset)
     limit = request.limit if len(names) < len(listed) else None
-    return Plan(request=request, dataset=dataset, split=split, names=names, limit=limit, jobs=jobs)
+    return Plan(request=request, dataset=dataset, split=split, names=names, limit=limit, jobs=jobs, overlap=overlap)
+
+
+def find_overlap(dataset: Dataset, split: str, limit: int | None = None) -> Overlap:
+    """Look for the pictures of a split, by name and by content, in the data set's train split.
+
+    limit: only the first so many of each. Raises DatasetError for a list that cannot be read.
+    """
+    names, train = dataset.names(split)[:limit], dataset.names(dataset.train_split)[:limit]
+    both = set(names) & set(train)
+    return Overlap(
+        split=split,
+        train=dataset.train_split,
+        scored=len(names),
+        names=tuple(name for name in names if name in both),
+        twins=dataset.twins([name for name in names if name not in both], train),
+    )
+
+
+def _overlap(request: Request, dataset: Dataset, split: str, protocols: Sequence[ProtocolChoice]) -> Overlap | None:
+    """What the scored split shares with the train split, where one of the protocols reads that.
+
+    Raises MismatchError where that is the scored split, DatasetError for names in both, unless `--allow-overlap`.
+    """
+    readers = ", ".join(choice.card.name for choice in protocols if choice.settings.reads_of_train != "nothing")
+    if not readers or dataset.train_split not in dataset.splits():  # without one, they are refused where they read it
+        return None
+    if split == dataset.train_split and not request.allow_overlap:
+        raise MismatchError(
+            f"{readers} learns from the split {split}, which is the one to be scored: choose another with --split, or "
+            "mean it with --allow-overlap"
+        )
+    found = find_overlap(dataset, split, request.limit)
+    if found.names and not request.allow_overlap:
+        raise DatasetError(f"{found.refusal}, or mean it with --allow-overlap ({readers} reads {found.train!r})")
+    for note in found.notes:
+        log.info("%s: %s", dataset.name, note)
+    return found
 
 
 def _protocol(spec: str) -> tuple[ProtocolCard, str | None]:

@@ -59,6 +59,13 @@ class Session:
     resources: ExitStack
     fingerprints: dict[tuple[str, bool], str] = field(default_factory=dict)
     mask_fingerprints: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    def say(self, text: str) -> None:
+        """Say something of the data set, once in a command."""
+        if text not in self.said:
+            self.said.add(text)
+            log.info("%s: %s", self.plan.dataset.name, text)
 
     def fingerprint(self, split: str, *, labels: bool) -> str:
         """Content hash of a split's pictures (and labels), computed once."""
@@ -372,12 +379,6 @@ class MethodWork:
         if len(set(kinds.values())) > 1:
             shown = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
             raise SettingError(f"{owner}.tap={self.tap} compares maps of one kind, and these are {shown}: name fewer")
-        plan = self._session.plan
-        if choice.settings.reads_of_train == "labels" and plan.split == plan.dataset.train_split:
-            raise MismatchError(
-                f"{choice.card.name} learns from the split {plan.split}, which is the one to be scored: choose another "
-                "with --split"
-            )
         self._check_foreground(choice)
 
     def _check_foreground(self, choice: ProtocolChoice) -> None:
