@@ -115,25 +115,24 @@ class Overlap:
     def refusal(self) -> str:
         """What is wrong with names in both lists."""
         return (
-            f"{len(self.names)} of the {self.scored} pictures of {self.split!r} are in {self.train!r} too, the first "
-            f"is {self.names[0]!r}: what is learnt there is scored here; take them off one of the two lists"
+            f"{self.train!r} lists {len(self.names)} of the {self.scored} pictures of {self.split!r} too, the first is "
+            f"{self.names[0]!r}: what is learnt there is scored here; take them off one of the two lists"
         )
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a figure must not be read without where the train split is read."""
-        of = f"of {self.scored} scored pictures"
-        named = f"{len(self.names)} {of} are in {self.train!r} too (--allow-overlap)"
-        return (*((named,) if self.names else ()), *((self.twinned,) if self.twins else ()))
 
     @property
     def twinned(self) -> str:
         """How many files are equal under two names."""
         name, other = self.twins[0]
         return (
-            f"{len(self.twins)} of the {self.scored} pictures of {self.split!r} are in {self.train!r} under other "
+            f"{self.train!r} holds {len(self.twins)} of the {self.scored} pictures of {self.split!r} under other "
             f"names, byte for byte, the first is {name!r} = {other!r}"
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a figure must not be read without where the train split is read."""
+        listed = f"{self.train!r} lists {len(self.names)} of the {self.scored} scored pictures too (--allow-overlap)"
+        return (*((listed,) if self.names else ()), *((self.twinned,) if self.twins else ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

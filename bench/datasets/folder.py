@@ -594,7 +594,7 @@ def occurrence(classes: Sequence[str], occurring: Collection[int]) -> str:
     absent = [f"{name} ({number})" for number, name in enumerate(classes) if number not in occurring]
     if not absent:
         return ""
-    said = f"{len(absent)} of {len(classes)} classes have no pixel: {_listing(absent)}"
+    said = f"no pixel of {len(absent)} of {len(classes)} classes: {_listing(absent)}"
     return f"{said} ({_VOID_IS_NO_CLASS})" if len(occurring) == 1 else said
 
 

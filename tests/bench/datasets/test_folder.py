@@ -179,9 +179,9 @@ def test_one_class_is_none(voc):
 def test_classes_without_a_pixel(voc):
     every = ("cat", "background", "dog")
     assert occurrence(every, {0, 1, 2}) == ""
-    assert occurrence(every, {0, 2}) == "1 of 3 classes have no pixel: background (1)"
+    assert occurrence(every, {0, 2}) == "no pixel of 1 of 3 classes: background (1)"
     alone = occurrence(every, {0})
-    assert alone.startswith("2 of 3 classes have no pixel: background (1), dog (2) (255 is void")
+    assert alone.startswith("no pixel of 2 of 3 classes: background (1), dog (2) (255 is void")
     assert occurrence([str(number) for number in range(20)], set()).endswith("6 (6), 7 (7) and 12 more")
     seen = set()
     assert list(FolderDataset(voc).check("val", occurring=seen)) == []
