@@ -118,7 +118,7 @@ class FolderDataset:
         if self._card:
             return _countable(self._card.classes, f"the data set {self.name}")
         listed = self.root / "classes.txt"
-        if listed.exists():
+        if os.path.lexists(listed):
             return _countable(_read_lines(listed, "class"), str(listed))
         found = self._scan_classes()
         names = tuple(str(index) for index in range(max(found, default=-1) + 1))
@@ -467,6 +467,13 @@ def _is_path(mask_set: str) -> bool:
 
 
 def _find_layout(folder: Path) -> _Layout:
+    try:
+        return _layout_of(folder)
+    except PermissionError as error:  # of what lies in a folder that may not be entered
+        raise DatasetError(f"{error.filename} cannot be looked for: change the permissions of {folder}") from error
+
+
+def _layout_of(folder: Path) -> _Layout:
     if not folder.is_dir():
         seen = "is a file, not a folder" if folder.exists() else "does not exist"
         raise _NothingThereError(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bench import images
+from bench.datasets.folder import read_mask
 from bench.errors import DatasetError
 
 
@@ -219,12 +220,12 @@ def test_maps_that_are_shown_turned_are_refused(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / f"a.{suffix}", INSIDE * np.uint8(255), exif=exif)
-    for read in (images.read_grey, images.read_label):
+    for read in (read_mask, images.read_label):
         with pytest.raises(DatasetError, match=rf"a\.{suffix} is stored turned \(EXIF orientation {orientation}\)"):
             read(path)
     exif[0x0112] = 1
     save(path, INSIDE * np.uint8(255), exif=exif)
-    assert images.read_grey(path).shape == INSIDE.shape
+    assert read_mask(path).shape == INSIDE.shape
 
 
 def test_labels_that_were_stored_with_loss_are_refused(tmp_path):
@@ -280,14 +281,14 @@ def test_masks_are_read_as_they_are_seen(tmp_path, stored):
     found = AS_SEEN[stored]()
     path = tmp_path / "a.png"
     (found if isinstance(found, Image.Image) else Image.fromarray(found)).save(path)
-    np.testing.assert_array_equal(images.mask_of(images.read_grey(path), path), INSIDE)
+    np.testing.assert_array_equal(read_mask(path), INSIDE)
 
 
 def test_a_mask_after_jpeg_is_read(tmp_path):
     large = np.kron(WHITE, np.ones((8, 8), np.uint8))
     for stored in (large, np.dstack([large] * 3)):
         path = save(tmp_path / "a.jpg", stored, quality=60)
-        np.testing.assert_array_equal(images.mask_of(images.read_grey(path), path), large > 0)
+        np.testing.assert_array_equal(read_mask(path), large > 0)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +297,9 @@ def test_a_mask_after_jpeg_is_read(tmp_path):
 )
 def test_masks_of_one_value(tmp_path, grey, all_of_it):
     path = save(tmp_path / "a.png", np.full((4, 5), grey, np.uint8))
-    assert (images.mask_of(images.read_grey(path), path) == all_of_it).all()
+    assert (read_mask(path) == all_of_it).all()
     path = save(tmp_path / "b.png", np.zeros((4, 5, 4), np.uint8))  # a cut-out of nothing
-    assert not images.mask_of(images.read_grey(path), path).any()
+    assert not read_mask(path).any()
 
 
 def numbered(*numbers):
@@ -328,7 +329,7 @@ def test_what_is_no_mask_is_refused(tmp_path, stored):
     path = tmp_path / "a.png"
     (found if isinstance(found, Image.Image) else Image.fromarray(found)).save(path)
     with pytest.raises(DatasetError, match=rf"a\.png .*{pattern}.*write 0 and 255") as caught:
-        images.mask_of(images.read_grey(path), path)
+        read_mask(path)
     assert "\n" not in str(caught.value)
 
 
@@ -340,13 +341,13 @@ def test_masks_in_colours_of_16_bits_are_refused(tmp_path, kind, channels):
     data = b"".join(b"\0" + row.tobytes() for row in rows)
     (tmp_path / "a.png").write_bytes(png(4, 3, 16, kind, data))
     with pytest.raises(DatasetError, match=r"a\.png has colours of 16 bits"):
-        images.read_grey(tmp_path / "a.png")
+        read_mask(tmp_path / "a.png")
 
 
 def test_grey_masks_of_four_bits_are_seen_dark(tmp_path):
     (tmp_path / "a.png").write_bytes(png(4, 1, 4, 0, b"\0\x01\x10"))  # 0 1 1 0 of 15
     with pytest.raises(DatasetError, match=r"a\.png holds the greys 0, 17,"):
-        images.mask_of(images.read_grey(tmp_path / "a.png"), tmp_path / "a.png")
+        read_mask(tmp_path / "a.png")
 
 
 def test_voc_palette_has_the_published_colours():

@@ -172,6 +172,10 @@ def test_one_class_is_none(voc):
     )
     write_text(voc / "classes.txt", "thing\n")
     refused(r"has the one class 'thing'.*classes\.txt", FolderDataset(voc).check_classes)
+    (voc / "classes.txt").unlink()
+    (voc / "classes.txt").symlink_to(voc / "gone")
+    refused(r"classes\.txt cannot be read", FolderDataset(voc).check_classes)
+    (voc / "classes.txt").unlink()
     write_text(voc / "classes.txt", "thing\nother\n")
     FolderDataset(voc).check_classes()
 
@@ -318,6 +322,14 @@ def test_label_maps_behind_a_closed_folder(voc, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return exists(path)
 
+    monkeypatch.setattr(Path, "exists", closed)
+    monkeypatch.setattr(Path, "is_dir", lambda path: closed(path) if path.parent == folder else True)
+    refused(
+        rf"{folder}/inside cannot be looked for: change the permissions of {folder}/inside",
+        FolderDataset,
+        folder / "inside",
+    )
+    monkeypatch.undo()
     monkeypatch.setattr(Path, "exists", closed)
     refused(rf"a\.png cannot be looked for: change the permissions of {folder}", FolderDataset(voc).label, "a")
 
