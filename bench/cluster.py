@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "Reduction",
     "assign",
     "default_engine",
+    "exponent",
     "faiss_available",
     "fit_reduction",
     "kmeans",
@@ -51,6 +53,26 @@ _EXACT_WIDTH = 512  # up to this width the products run in float64 too: above, i
 _BLOCK = 1 << 21  # numbers per block of vectors: large enough that starting the threads of an engine costs nothing
 _TORCH_DISTANCES = 1 << 21  # distances per matrix product on a CPU: few enough to stay in the processor's cache
 _SUM_ROWS = 8192  # vectors summed in float32 before float64 takes over
+_TINY = float(np.finfo(np.float32).tiny)
+_ORDINARY = 40  # magnitudes up to 2^40, and down to 2^-40, have squares and differences that float32 holds
+
+
+# ---------------------------------------------------------------------------------------------------------------- range
+
+
+def exponent(*arrays: Floats) -> int:
+    """The e for which 2^-e brings the largest magnitude of all arrays into [1/2, 1); 0 where it is ordinary already.
+
+    Ordinary is from 2^-40 to 2^40: what is not scaled keeps its bits. Scaling by a power of two is exact.
+    """
+    largest = max((max(float(array.max()), -float(array.min())) for array in arrays if array.size), default=0.0)
+    found = math.frexp(largest)[1]
+    return 0 if abs(found) <= _ORDINARY or not largest else found
+
+
+def _scaled(array: Floats, by: int) -> Floats:
+    """The array times 2^by; itself where that is 1."""
+    return np.ldexp(array, by) if by else array
 
 
 # ------------------------------------------------------------------------------------------------------------ reduction
@@ -106,7 +128,9 @@ class Moments:
         exact = rows.shape[1] <= _EXACT_WIDTH
         centred = np.subtract(rows, self._shift, dtype=np.float64 if exact else np.float32)
         self._sum += centred.sum(0, dtype=np.float64)
-        self._gram += (blas.dsyrk if exact else blas.ssyrk)(1.0, centred.T)
+        by = 0 if exact else exponent(centred)
+        product = (blas.dsyrk if exact else blas.ssyrk)(1.0, _scaled(centred, -by).T)
+        self._gram += np.ldexp(product.astype(np.float64), 2 * by) if by else product
         self._filled = 0
 
 
@@ -151,7 +175,8 @@ def normalize_l2(block: Floats) -> Floats:
     """Vectors (n, D) at unit length; zero vectors stay zero."""
     length = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
     length[length == 0] = 1
-    return np.asarray(block / length.astype(np.float32)[:, None], np.float32)
+    held = length if length.min(initial=1) < _TINY else length.astype(np.float32)
+    return np.asarray(block / held[:, None], np.float32)
 
 
 def fit_reduction(moments: Moments, dimensions: int, whiten: bool, normalize: Normalize) -> Reduction:
@@ -170,6 +195,10 @@ def fit_reduction(moments: Moments, dimensions: int, whiten: bool, normalize: No
         deviation = np.sqrt(np.diag(covariance) * (1 - 1 / max(moments.count, 1)))
         scale = np.where(deviation > 0, deviation, 1)
         covariance = covariance / np.outer(scale, scale)
+    elif by := math.frexp(math.sqrt(float(np.diag(covariance).max(initial=0.0))))[1]:
+        if abs(by) > _ORDINARY:  # else the components, or what they give, could leave the range of float32
+            scale = np.full(len(covariance), 2.0**by)
+            covariance = np.ldexp(covariance, -2 * by)
     mean = moments.mean.astype(np.float32)
     scale32 = None if scale is None else scale.astype(np.float32)
     l2 = normalize == "l2"
@@ -212,6 +241,8 @@ def kmeans_plus_plus(
     """
     if k < 1 or len(x) == 0:
         raise SettingError(f"cannot start {k} clusters on {len(x)} vectors: both must be at least 1")
+    if by := exponent(x):
+        return _scaled(kmeans_plus_plus(_scaled(x, -by), k, seed, weights=weights, tick=tick), by)
     rng = np.random.default_rng(seed)
     mean, _ = _spread(x, weights)
     # Rounding gives copies of a centre a small distance, and their number a large sum: what rounding explains is 0.
@@ -362,6 +393,10 @@ class KMeansResult:
     empty: int
     engine: str
 
+    def times(self, by: int) -> KMeansResult:
+        """The clustering of the same vectors times 2^by."""
+        return replace(self, centroids=_scaled(self.centroids, by), inertia=self.inertia * 4.0**by)
+
 
 def kmeans(
     x: Floats,
@@ -401,6 +436,18 @@ def lloyd(
     weights: float64 (n,): the result is that of x with each vector repeated so often. tick(1) is called per pass.
     """
     _require_float32(x)
+    if by := exponent(x):
+        found = lloyd(
+            _scaled(x, -by),
+            _scaled(start, -by),
+            engine=engine,
+            iterations=iterations,
+            tolerance=tolerance,
+            device=device,
+            weights=weights,
+            tick=tick,
+        )
+        return found.times(by)
     prepare = _engine(engine, device)
     mean, variance = _spread(x, weights)
     offset = mean if mean @ mean > variance * x.shape[1] else None  # far from the origin, distances lose digits
@@ -433,6 +480,8 @@ def lloyd(
 def assign(x: Floats, centroids: Floats, engine: str, device: str = "cpu") -> Labels:
     """The nearest centroid of each vector, int32 (n,)."""
     _require_float32(x)
+    if by := exponent(x, centroids):
+        return assign(_scaled(x, -by), _scaled(centroids, -by), engine, device)
     offset = centroids.mean(0, dtype=np.float64).astype(np.float32)
     labels: Labels = np.empty(len(x), np.int32)
     _label(x, offset, _engine(engine, device)(centroids - offset), labels)
@@ -445,6 +494,8 @@ def minibatch_kmeans(x: Floats, k: int, seed: int, batch: int = 1000, n_init: in
 
     if k > len(x):
         raise SettingError(f"cannot make {k} clusters of {len(x)} vectors by mini-batches: choose a smaller number")
+    if by := exponent(x):
+        return minibatch_kmeans(_scaled(x, -by), k, seed, batch, n_init).times(by)
     model = MiniBatchKMeans(n_clusters=k, batch_size=batch, n_init=n_init, random_state=seed).fit(x)
     labels = model.labels_.astype(np.int32)
     converged = model.n_iter_ < model.max_iter

@@ -8,6 +8,7 @@ others; on a CPU a head's result has the same bits whatever the number of heads 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["IGNORED", "Axis", "argmax", "axis", "cross_entropy", "weighted_pixels"]
+__all__ = ["IGNORED", "Axis", "argmax", "axis", "cells_of", "cross_entropy", "weighted_pixels"]
 
 IGNORED = 255
 """The label of pixels that count nowhere."""
@@ -79,6 +80,14 @@ def axis(pixels: int, extent: float, cells: int, stride: float, offset: float = 
     position = np.clip((centres - offset) / stride - 0.5, 0, cells - 1)
     lower = np.floor(position).astype(np.int64)
     return Axis(cells, lower, position - lower)
+
+
+def cells_of(extent: float, cells: int, stride: float, offset: float = 0.0) -> int:
+    """How many of the first cells of an axis touch the picture: the others lie wholly in what was padded.
+
+    extent: pixels of the picture at the network's input, before padding. stride, offset: as in `bench.records.Tap`.
+    """
+    return min(cells, max(math.ceil((extent - offset) / stride), 1))
 
 
 class _Upsampling:

@@ -24,13 +24,13 @@ from bench import images
 from bench.cache import Cache, Entry, Keeper, record_key
 from bench.clock import Clock
 from bench.contracts import Adapter, Dataset
-from bench.dense import Axis, axis
+from bench.dense import Axis, axis, cells_of
 from bench.errors import FeatureError, InputError, StorageError
 from bench.prefetch import prefetch
 from bench.records import Tap
 from bench.settings import InputSettings, parse_size
 
-__all__ = ["Layout", "Runtime", "SplitMaps", "batches", "grid", "pictures_at_once"]
+__all__ = ["LARGEST_FEATURE", "Layout", "Runtime", "SplitMaps", "batches", "grid", "pictures_at_once"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class Runtime:
         return self.device.partition(":")[0]
 
 
+LARGEST_FEATURE = 2.0**100
+"""Sums over pixels and dimensions of anything larger may leave the range of float32; nothing sane comes near it."""
+
+
 def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: int) -> tuple[int, int]:
     """(h, w) of a tap's map: picture (H, W) at its own size, extent: its size after stretching, before padding."""
     if tap.frame == "label":
@@ -69,17 +73,31 @@ def grid(tap: Tap, picture: tuple[int, int], extent: tuple[int, int], pad_to: in
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the cells of one tap lie over a list of pictures. grids: (h, w) of each. vectors: the sum of h·w."""
+    """Where the cells of one tap lie over a list of pictures.
+
+    given: (h, w) of the map of each picture as the network gives it. grids: the same without the rows and columns of
+    cells that lie wholly in what was padded, which is all that anybody reads. vectors: the sum of h·w of the grids.
+    """
 
     tap: Tap
+    given: tuple[tuple[int, int], ...]
     grids: tuple[tuple[int, int], ...]
     vectors: int
 
     @classmethod
     def of(cls, tap: Tap, sizes: Sequence[tuple[int, int]], extents: Sequence[tuple[int, int]], pad_to: int) -> Layout:
         """sizes: (H, W) of the pictures. extents: the same at the network's input, before padding."""
-        grids = tuple(grid(tap, size, extent, pad_to) for size, extent in zip(sizes, extents, strict=True))
-        return cls(tap, grids, sum(h * w for h, w in grids))
+        given = tuple(grid(tap, size, extent, pad_to) for size, extent in zip(sizes, extents, strict=True))
+        grids = tuple(_touching(tap, cells, extent) for cells, extent in zip(given, extents, strict=True))
+        return cls(tap, given, grids, sum(h * w for h, w in grids))
+
+
+def _touching(tap: Tap, cells: tuple[int, int], extent: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of the cells of a map that touch the picture."""
+    if tap.frame == "label":
+        return cells
+    height, width = (cells_of(side, count, tap.stride, tap.offset) for side, count in zip(extent, cells, strict=True))
+    return height, width
 
 
 class SplitMaps:
@@ -310,22 +328,34 @@ class SplitMaps:
             return {name: values.float() for name, values in maps.items()}
 
     def _vectors(self, batch: Sequence[int], maps: torch.Tensor, layout: Layout) -> Iterator[NDArray[Any]]:
-        """(B, D, h, w) -> one (h·w, D) array per picture, in the dtype that is kept; refuses NaN and infinity."""
-        rows = maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().cpu()
+        """(B, D, h, w) -> one (h·w, D) array per picture, in the dtype that is kept."""
+        given, (height, width) = layout.given[batch[0]], layout.grids[batch[0]]  # those of a batch are equal
         name, channels = layout.tap.name, layout.tap.channels
+        if maps.shape[1:] != (channels, *given):
+            raise FeatureError(
+                f"the map {name!r} of {self.names[batch[0]]} is a grid of {tuple(maps.shape[2:])} of width "
+                f"{maps.shape[1]}, expected a grid of {given} of width {channels}: correct stride, offset or channels "
+                "of the adapter's tap"
+            )
+        rows = maps[:, :, :height, :width].permute(0, 2, 3, 1).flatten(1, 2).contiguous().cpu()
         for index, block in zip(batch, rows.to(getattr(torch, self.dtype.name)), strict=True):
-            if not torch.isfinite(block.float().sum()) and not torch.isfinite(block).all():
-                raise FeatureError(
-                    f"the map {name!r} of picture {self.names[index]!r} holds NaN or infinite values as "
-                    f"{self.dtype}: check the checkpoint, or use --precision fp32 and --set dtype=float32"
-                )
-            if block.shape != (math.prod(layout.grids[index]), channels):
-                raise FeatureError(
-                    f"the map {name!r} of {self.names[index]} has {block.shape[0]} cells of width {block.shape[1]}, "
-                    f"expected a grid of {layout.grids[index]} of width {channels}: correct stride, offset or channels "
-                    "of the adapter's tap"
-                )
+            self._check_range(block, index, name)
             yield block.numpy()
+
+    def _check_range(self, block: torch.Tensor, index: int, name: str) -> None:
+        """Refuse NaN, infinity, and what sums of squares cannot hold."""
+        low, high = (float(bound) for bound in block.aminmax())
+        if max(-low, high) <= LARGEST_FEATURE:  # false for NaN too
+            return
+        if not torch.isfinite(block).all():
+            raise FeatureError(
+                f"the map {name!r} of picture {self.names[index]!r} holds NaN or infinite values as "
+                f"{self.dtype}: check the checkpoint, or use --precision fp32 and --set dtype=float32"
+            )
+        raise FeatureError(
+            f"the map {name!r} of picture {self.names[index]!r} holds values of {max(-low, high):.1e}, expected at most "
+            f"{LARGEST_FEATURE:.1e}, beyond which sums overflow: check the checkpoint and the scale of the input"
+        )
 
 
 class HeldMaps:

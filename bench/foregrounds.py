@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bench import objects
 from bench.contracts import Dataset
-from bench.errors import DatasetError, MismatchError, SettingError
-from bench.features import Layout, SplitMaps
+from bench.errors import DatasetError, FeatureError, MismatchError, SettingError
+from bench.features import LARGEST_FEATURE, Layout, SplitMaps
 from bench.images import cell_index
 from bench.objects import Frame, Objects
 from bench.packed import PackedMaps
@@ -72,12 +72,22 @@ def collect(
     pixels: list[NDArray[np.int64]] = []
     seen = PackedMaps()
     for name, (vector, mask) in zip(maps.names, _stream(dataset, maps, how, pooled=True), strict=True):
-        vectors.append(vector)
+        vectors.append(_in_range(vector, name))
         if label is not None:
             pixels.append(objects.tally(mask, label(name), len(dataset.classes)))
             seen.append(mask.view(np.uint8))
     counted = label is not None
     return objects.gather(vectors, maps.channels, pixels if counted else None, seen if counted else None)
+
+
+def _in_range(vector: NDArray[np.float64] | None, name: str) -> NDArray[np.float64] | None:
+    """Refuse an embedding that float32 cannot hold: maps and logits that fit may still give too large sums."""
+    if vector is not None and np.abs(vector).max(initial=0) > LARGEST_FEATURE:
+        raise FeatureError(
+            f"the object of picture {name!r} has an embedding of {np.abs(vector).max():.1e}, expected at most "
+            f"{LARGEST_FEATURE:.1e}: check the scale of the map and of the foreground's logits, or take pooling=mean"
+        )
+    return vector
 
 
 def _stream(

@@ -16,7 +16,7 @@ from torch import nn
 from bench import distributed
 from bench.batches import generator
 from bench.contracts import Examples, Key, Lessons, Outcome, Painting, Work
-from bench.dense import axis, cross_entropy, weighted_pixels
+from bench.dense import axis, cells_of, cross_entropy, weighted_pixels
 from bench.errors import InputError, MismatchError, SettingError
 from bench.networks.deeplab import DeepLabHead
 from bench.networks.segmenter import Segmenter
@@ -305,6 +305,11 @@ class FineTuning:
             inputs = model.preprocess(group.pictures.to(self._device, non_blocking=True))
             logits = model(inputs.contiguous(memory_format=torch.channels_last))["classes"]
         tap = model.taps["classes"]
+        height, width = (
+            cells_of(extent, cells, tap.stride, tap.offset)
+            for extent, cells in zip(group.extent, logits.shape[2:], strict=True)
+        )
+        logits = logits[:, :, :height, :width]  # what is scored has no cells of the padding either
         rows, columns = (
             axis(pixels, extent, cells, tap.stride, tap.offset)
             for pixels, extent, cells in zip(labels.shape[1:], group.extent, logits.shape[2:], strict=True)

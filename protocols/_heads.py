@@ -14,7 +14,7 @@ from torch import nn
 from bench import distributed
 from bench.batches import generator
 from bench.contracts import Maps, Scores, Work
-from bench.dense import axis, cross_entropy, weighted_pixels
+from bench.dense import axis, cells_of, cross_entropy, weighted_pixels
 from bench.records import Tap
 
 from ._linear import LinearSettings
@@ -42,6 +42,16 @@ class Head:
     def text(self, varied: Sequence[str]) -> str:
         """The settings that were varied, as they are typed."""
         return " ".join(f"{name}={getattr(self, name):g}" if name != "tap" else f"tap={self.tap}" for name in varied)
+
+
+def _touching(maps: torch.Tensor, tap: Tap, extent: tuple[int, int]) -> torch.Tensor:
+    """Maps (n, h, w, D) without the cells that lie wholly in what was padded, as `Maps` are."""
+    if tap.frame == "label":
+        return maps
+    rows, columns = (
+        cells_of(side, cells, tap.stride, tap.offset) for side, cells in zip(extent, maps.shape[1:3], strict=True)
+    )
+    return maps[:, :rows, :columns]
 
 
 def taps_of(work: Work) -> list[Tap]:
@@ -132,7 +142,8 @@ class Heads:
 
     def _computed(self, group: Group) -> tuple[torch.Tensor, ...]:
         assert group.pictures is not None
-        return self.work.forward(group.pictures, group.whole)
+        found = self.work.forward(group.pictures, group.whole)
+        return tuple(_touching(maps, tap, group.extent) for maps, tap in zip(found, taps_of(self.work), strict=True))
 
     def _logits(self, maps: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """(n, heads, C, h, w) of the heads with these numbers, from (n, h, w, D): one product for all of them."""

@@ -413,3 +413,64 @@ def test_weighted_starts_are_drawn_by_weight():
     weights = np.array([9.0, 1.0, 1.0, 1.0])
     first = [int(cluster.kmeans_plus_plus(x, 1, seed, weights=weights)[0].argmax()) for seed in range(400)]
     assert 0.68 < np.mean(np.array(first) == 0) < 0.82
+
+
+# ---------------------------------------------------------------------------------------------------------------- range
+
+FACTORS = [2.0**66, 2.0**-83]  # about 1e20 and 1e-25
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_huge_and_tiny_vectors_cluster_as_ordinary_ones(engine, factor):
+    x, _ = blobs(spread=1.5, offset=2.0)
+    weights = np.random.default_rng(0).integers(1, 4, len(x)).astype(np.float64)
+    scaled = x * np.float32(factor)
+    for given in (None, weights):
+        plain = cluster.kmeans(x, 12, 0, engine=engine, weights=given)
+        found = cluster.kmeans(scaled, 12, 0, engine=engine, weights=given)
+        assert np.array_equal(found.labels, plain.labels)
+        assert np.array_equal(found.centroids, plain.centroids * np.float32(factor))
+        assert found.inertia == plain.inertia * factor**2
+        assert found.iterations == plain.iterations > 2
+    assert np.array_equal(cluster.assign(scaled, found.centroids, engine), cluster.assign(x, plain.centroids, engine))
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_huge_and_tiny_vectors_in_mini_batches(factor):
+    x, _ = blobs()
+    plain, found = (cluster.minibatch_kmeans(vectors, 5, 0) for vectors in (x, x * np.float32(factor)))
+    assert len(np.unique(found.labels)) == 5
+    assert np.isfinite(found.centroids).all()
+    assert found.inertia == pytest.approx(plain.inertia * factor**2, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("width", [12, 600])  # products in float64 and in float32
+@pytest.mark.parametrize("normalize", ["none", "l2", "standardize"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_huge_and_tiny_vectors_are_reduced_as_ordinary_ones(factor, width, normalize, whiten):
+    x = correlated(900, width)
+    found = []
+    for vectors in (x, x * np.float32(factor)):
+        given = cluster.normalize_l2(vectors) if normalize == "l2" else vectors
+        reduction = cluster.fit_reduction(moments_of(given), 6, whiten, normalize)
+        found.append(reduction.apply(vectors))
+    plain, scaled = found
+    unit = np.abs(scaled).max() / np.abs(plain).max()
+    np.testing.assert_allclose(scaled / unit, plain, atol=1e-3 * np.abs(plain).max())
+
+
+def test_ordinary_vectors_are_not_scaled():
+    x = correlated()
+    assert [cluster.exponent(x * np.float32(2.0**by)) for by in (0, 30, -30)] == [0, 0, 0]
+    assert cluster.exponent(np.zeros((3, 2), np.float32)) == 0
+    assert cluster.exponent(np.zeros((0, 2), np.float32)) == 0
+    assert cluster.exponent(np.float32([[1.0, -(2.0**60)]])) == 61
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-25, 1e-40])
+def test_unit_length_of_huge_and_tiny_vectors(factor):
+    x = (correlated() * factor).astype(np.float32)
+    length = np.linalg.norm(cluster.normalize_l2(x).astype(np.float64), axis=1)
+    np.testing.assert_allclose(length, 1, atol=1e-6)

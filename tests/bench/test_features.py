@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench import images
 from bench.backbone import Backbone
 from bench.cache import Cache
 from bench.datasets import open_dataset
@@ -124,8 +125,12 @@ def test_several_taps_come_from_one_pass_and_one_entry(voc, tmp_path):
         assert np.array_equal(main, alone[index])
         assert np.array_equal(grey, again[index][1])
         h, w = maps.grids[index]
-        assert maps.layouts[1].grids[index] == (2 * h, 2 * w)
-        np.testing.assert_allclose(grey.reshape(h, 2, w, 2).mean((1, 3)), main.mean(1).reshape(h, w), atol=1e-6)
+        rows, columns = (-(-side // 4) for side in maps.sizes[index])
+        assert maps.layouts[1].grids[index] == (rows, columns)
+        # of the cells of 8×8 that lie in the picture, each is the mean of four of the others
+        whole = grey.reshape(rows, columns)[: rows // 2 * 2, : columns // 2 * 2]
+        whole = whole.reshape(rows // 2, 2, columns // 2, 2).mean((1, 3))
+        np.testing.assert_allclose(whole, main.mean(1).reshape(h, w)[: rows // 2, : columns // 2], atol=1e-6)
 
 
 def test_an_abandoned_pass_leaves_nothing_in_the_cache(voc, tmp_path):
@@ -162,8 +167,50 @@ def test_half_precision_is_rounded_with_and_without_the_cache(voc, tmp_path, mon
 
 
 def test_a_map_of_another_shape_than_promised_names_the_picture(voc, tmp_path):
-    with pytest.raises(FeatureError, match=r"val0 has \d+ cells of width 3, expected a grid"):
+    with pytest.raises(FeatureError, match=r"val0 is a grid of \(\d+, \d+\) of width 3, expected a grid"):
         list(maps_of(voc, tmp_path, adapter=backbone(stride=4, pad_to=8)))
+
+
+class Pooled(torch.nn.Module):
+    """Mean colour of 4×4 cells, for inputs that are padded to multiples of 32."""
+
+    def forward(self, x):
+        assert all(side % 32 == 0 for side in x.shape[-2:])
+        return torch.nn.functional.avg_pool2d(x, 4)
+
+
+@pytest.mark.parametrize("size", ["native", "40x56"])
+def test_cells_that_lie_wholly_in_the_padding_are_left_out(voc, tmp_path, size):
+    adapter = backbone(body=Pooled(), stride=4, pad_to=32)
+    maps = maps_of(voc, tmp_path, adapter=adapter, size=size)
+    assert maps.grids == tuple((-(-height // 4), -(-width // 4)) for height, width in maps.extents)
+    assert maps.vectors == sum(h * w for h, w in maps.grids)
+    assert maps.nbytes == maps.vectors * 3 * 4
+    assert any(-(-height // 32) * 8 > h for (height, _), (h, _) in zip(maps.extents, maps.grids, strict=True))
+    blocks, dataset = list(maps), open_dataset(str(voc))
+    held = maps.hold()
+    for index, (name, (h, w)) in enumerate(zip(maps.names, maps.grids, strict=True)):
+        picture = images.resize_picture(dataset.picture(name), maps.extents[index], "bicubic").astype(np.float64) / 255
+        picture = np.pad(picture, ((0, h * 4 - len(picture)), (0, w * 4 - picture.shape[1]), (0, 0)), mode="edge")
+        expected = picture.reshape(h, 4, w, 4, 3).mean((1, 3)).reshape(-1, 3)
+        np.testing.assert_allclose(blocks[index], expected, atol=1e-6)
+        assert np.array_equal(held.block(index), blocks[index])
+        rows, columns = maps.cells(index)
+        assert (rows.max(), columns.max()) == (h - 1, w - 1)  # each cell that is left has a pixel, none is missing
+
+
+@pytest.mark.parametrize(("scale", "refused"), [(1e20, False), (1e-25, False), (1e37, True), (1e-40, False)])
+def test_values_that_sums_cannot_hold_are_refused_with_the_name_of_the_picture(voc, tmp_path, scale, refused):
+    class Scaled(Means):
+        def forward(self, x):
+            return super().forward(x) * scale
+
+    maps = maps_of(voc, tmp_path, adapter=backbone(body=Scaled()))
+    if not refused:
+        assert len(list(maps)) == 6
+        return
+    with pytest.raises(FeatureError, match=r"picture 'val0' holds values of \d\.\de\+3\d, expected at most 1\.3e\+30"):
+        list(maps)
 
 
 def test_nan_names_the_picture(voc, tmp_path):
