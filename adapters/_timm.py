@@ -45,14 +45,18 @@ class TimmBackbone(Backbone):
         super().__init__(body, **facts)
         self.name, self.order, self.normed, self.fixed_size = name, order, normed, fixed_size
 
-    def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        size = tuple(inputs.shape[-2:])
+    def check_input(self, size: tuple[int, int]) -> None:
+        """FeatureError for an input (H, W) that the network does not take."""
         if self.fixed_size and size != self.fixed_size:
             height, width = self.fixed_size
             raise FeatureError(
                 f"timm:{self.name} takes pictures of {height}×{width} only, got {size[0]}×{size[1]}; use --size "
                 f"{height if height == width else f'{height}x{width}'}"
             )
+
+    def maps(self, inputs: torch.Tensor, taps: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        height, width = inputs.shape[-2:]
+        self.check_input((height, width))
         if not taps:
             return {}
         places = sorted({self.order[name] for name in taps})

@@ -7,7 +7,9 @@ damaged or foreign entry is never read: it is said, ignored and written anew.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from bench.errors import StorageError
 
-__all__ = ["LARGEST", "Cache", "Entry", "Keeper", "Writer", "record_key"]
+__all__ = ["LARGEST", "Cache", "Entry", "Keeper", "Writer", "code_digest", "folder_of", "record_key"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,36 @@ LARGEST = 32 << 30
 def record_key(record: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a record's canonical JSON."""
     return hashlib.sha256(_canonical(record).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest(*names: str) -> str:
+    """SHA-256 (hex) of the source files of modules (`bench.features`) and of folders of modules (`bench.networks.*`).
+
+    The files are read once in a process. A module without a file of its own, such as one in an archive, adds nothing.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        for file in _sources(name):
+            content = file.read_bytes()
+            digest.update(f"{name} {file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _sources(name: str) -> list[Path]:
+    spec = importlib.util.find_spec(name.removesuffix(".*"))
+    if spec is None:
+        return []
+    if not name.endswith(".*"):
+        return [file for file in [Path(spec.origin or "")] if file.is_file()]
+    return [file for folder in spec.submodule_search_locations or () for file in sorted(Path(folder).glob("*.py"))]
+
+
+def folder_of(target: str) -> str:
+    """What `code_digest` is asked for the code of "package.module:name": its folder, or a module that lies in none."""
+    module = target.partition(":")[0]
+    package = module.rpartition(".")[0]
+    return f"{package}.*" if package else module
 
 
 def _canonical(record: Mapping[str, Any]) -> str:

@@ -65,9 +65,12 @@ def exponent(*arrays: Floats) -> int:
 
     Ordinary is from 2^-40 to 2^40: what is not scaled keeps its bits. Scaling by a power of two is exact.
     """
-    largest = max((max(float(array.max()), -float(array.min())) for array in arrays if array.size), default=0.0)
-    found = math.frexp(largest)[1]
-    return 0 if abs(found) <= _ORDINARY or not largest else found
+    return _beyond(max((max(float(array.max()), -float(array.min())) for array in arrays if array.size), default=0.0))
+
+
+def _beyond(magnitude: float) -> int:
+    found = math.frexp(magnitude)[1]
+    return found if abs(found) > _ORDINARY else 0
 
 
 def _scaled(array: Floats, by: int) -> Floats:
@@ -195,10 +198,10 @@ def fit_reduction(moments: Moments, dimensions: int, whiten: bool, normalize: No
         deviation = np.sqrt(np.diag(covariance) * (1 - 1 / max(moments.count, 1)))
         scale = np.where(deviation > 0, deviation, 1)
         covariance = covariance / np.outer(scale, scale)
-    elif by := math.frexp(math.sqrt(float(np.diag(covariance).max(initial=0.0))))[1]:
-        if abs(by) > _ORDINARY:  # else the components, or what they give, could leave the range of float32
-            scale = np.full(len(covariance), 2.0**by)
-            covariance = np.ldexp(covariance, -2 * by)
+    elif by := _beyond(math.sqrt(float(np.diag(covariance).max(initial=0)))):
+        # the components, or what they give, could leave the range of float32
+        scale = np.full(len(covariance), 2.0**by)
+        covariance = np.ldexp(covariance, -2 * by)
     mean = moments.mean.astype(np.float32)
     scale32 = None if scale is None else scale.astype(np.float32)
     l2 = normalize == "l2"

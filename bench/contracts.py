@@ -55,6 +55,9 @@ class Adapter(Protocol):
     needs_labels: True when `forward` must be given labels (only `oracle`).
     fingerprint: "" = the weights alone decide the maps; otherwise text that changes whenever the maps do.
 
+    check_input(size), where it has it, raises for a network's input (H, W), padded, that it does not take; it is asked
+    before anything is computed.
+
     Where it has them, fine-tuning reads three more: body_tap, the map of the body that a new decoder is put on (else
     the one that is read); decoder_tap, the map of a pre-trained decoder (else there is none); decoder_parameters(),
     those of that decoder.
@@ -288,6 +291,8 @@ class Scope:
     while the method is not built.
     own_clusters: K, where the map that is read holds probabilities of the network's own clusters.
     decoder_tap: the map of the method's pre-trained decoder, "" where it carries none; None while it is not built.
+    classifier: classes that the method's own classifier knows, 0 where it brings none; parameters: it has weights;
+    method: its name. None and "" while it is not built.
     explicit: names of the settings that the user gave (the others came from the preset).
     """
 
@@ -302,6 +307,9 @@ class Scope:
     train_vectors: int | None = None
     channels: int | None = None
     decoder_tap: str | None = None
+    classifier: int | None = None
+    parameters: bool | None = None
+    method: str = ""
     explicit: frozenset[str] = frozenset()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -39,10 +39,33 @@ def evaluate(plan: Plan) -> list[Row]:
         session = open_session(plan, resources)
         on_rank_0(session.store.check_writable)
         _state_defaults(session)
+        _refuse_early(session)
         rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
     if plan.request.seeds:
         _say_other_seeds(rows, plan.request.seeds)
     return rows
+
+
+def _refuse_early(session: Session) -> None:
+    """Whatever does not fit is found before the first forward pass of the first method, not when its turn comes.
+
+    Each method is built for that and let go again, so that memory holds one network at a time; the first one with
+    something to compute is looked at when it is built for good. What building says is said then.
+    """
+    waiting = [job for job in session.plan.jobs if _finished(session, job) is None]
+    for job in waiting[1:]:
+        with _silence(), session.runtime.clock.phase("check"):
+            _todo(session, job, build(session, job))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _say_other_seeds(rows: Sequence[Row], wanted: int) -> None:
@@ -92,7 +115,11 @@ def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
         built = build(session, job)
     for choice, work, variant in _todo(session, job, built):
         row = _evaluate_row(session, job, built, work, choice, variant)
-        if session.plan.request.save_predictions and not distributed.rank():
+        if (
+            session.plan.request.save_predictions
+            and not distributed.rank()
+            and not predictions.are_saved(row, session.plan.names)
+        ):
             predictions.save(row, session.store, work, choice, variant.settings)
         yield row
 
@@ -132,15 +159,20 @@ def wanted_seeds(session: Session, choice: ProtocolChoice, variant: Variant | No
 
 
 def _finished(session: Session, job: Job) -> list[Row] | None:
-    """The job's rows when the store has all of them with the seeds that are wanted; the network is not built then."""
+    """The job's rows when the store has all of them with the seeds that are wanted; the network is not built then.
+
+    With `--save-predictions` those must lie beside the rows too.
+    """
     request = session.plan.request
-    if request.again or request.save_predictions or _is_known_only_when_built(job):
+    if request.again or _is_known_only_when_built(job):
         return None
     rows = []
     for choice in job.protocols:
         for variant in choice.variants(session.scope()):
             row = stored_row(session, job, choice, variant)
             if row is None or not set(wanted_seeds(session, choice, variant)) <= set(row.seeds):
+                return None
+            if request.save_predictions and not predictions.are_saved(row, session.plan.names):
                 return None
             rows.append(row)
     return rows

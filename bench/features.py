@@ -353,8 +353,8 @@ class SplitMaps:
                 f"{self.dtype}: check the checkpoint, or use --precision fp32 and --set dtype=float32"
             )
         raise FeatureError(
-            f"the map {name!r} of picture {self.names[index]!r} holds values of {max(-low, high):.1e}, expected at most "
-            f"{LARGEST_FEATURE:.1e}, beyond which sums overflow: check the checkpoint and the scale of the input"
+            f"the map {name!r} of picture {self.names[index]!r} holds values of {max(-low, high):.1e}, expected at "
+            f"most {LARGEST_FEATURE:.1e}, beyond which sums overflow: check the checkpoint and the scale of the input"
         )
 
 

@@ -244,7 +244,8 @@ def make_plan(request: Request, *, fetch: bool = True, dataset: Dataset | None =
     settled = _with_checkpoints(methods, request.checkpoint)
     jobs = tuple(_job(method, request, overrides, protocols, fetch) for method in settled)
     for choice in protocols:
-        check_masks(dataset, names, getattr(choice.settings, "foreground", "none"))
+        reads = names if choice.settings.reads_of_train == "nothing" else (*names, *_train_names(dataset, request))
+        check_masks(dataset, reads, getattr(choice.settings, "foreground", "none"))
     _check_checkpoint_overrides_are_read(overrides, jobs)
     for job in jobs:
         _check_fit(job, dataset)
@@ -287,6 +288,10 @@ def _overlap(request: Request, dataset: Dataset, split: str, protocols: Sequence
     for note in found.notes:
         log.info("%s: %s", dataset.name, note)
     return found
+
+
+def _train_names(dataset: Dataset, request: Request) -> tuple[str, ...]:
+    return dataset.names(dataset.train_split)[: request.limit]
 
 
 def _protocol(spec: str) -> tuple[ProtocolCard, str | None]:

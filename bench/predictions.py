@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,53 @@ from bench import registry
 from bench.contracts import Painting
 from bench.errors import InternalError, StorageError
 from bench.features import SplitMaps
+from bench.files import write_atomic
 from bench.images import write_label
 from bench.plan import ProtocolChoice
 from bench.records import IGNORE
 from bench.store import Row, Store, arrays_of
 from bench.work import MethodWork
 
-__all__ = ["classes_of", "paint", "save", "write"]
+__all__ = ["are_saved", "classes_of", "paint", "save", "write"]
+
+_DONE = "classes.json"
+"""What is written last: the class of each cluster in the files beside it."""
+
+_FIX = "choose another --results"
 
 
 def save(row: Row, store: Store, work: MethodWork, choice: ProtocolChoice, settings: Any) -> Path:
     """Write what the row's headline matching predicts into a folder beside the row; returns the folder.
 
+    A last file there, `classes.json`, says that all are written (see `are_saved`).
+
     choice: its protocol. settings: the row's. Pixels of clusters that no class took (one-to-one, K above the number of
     classes) are 255.
     """
-    if row.path is None:
-        raise InternalError("predictions are written for rows that were saved")
-    folder = row.path.parent / f"{row.path.stem}-predictions"
+    folder = _folder(row)
     painting = _painting(arrays_of(row, store), work.maps("eval"))
     if painting is None:
         painting = registry.load(choice.card.predict)(work, settings, arrays_of(row, store))
-    write(folder, work, painting, settings, classes_of(row), fix="choose another --results")
+    write(folder, work, painting, settings, classes_of(row), fix=_FIX)
+    write_atomic(folder / _DONE, json.dumps(classes_of(row).tolist()).encode(), fix=_FIX)
     return folder
+
+
+def are_saved(row: Row, names: Sequence[str]) -> bool:
+    """Whether `save` has written all pictures of a row, by the classes that its clusters have today."""
+    folder = _folder(row)
+    try:
+        painted = json.loads((folder / _DONE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*.png")}
+    return painted == classes_of(row).tolist() and there >= {f"{name}.png" for name in names}
+
+
+def _folder(row: Row) -> Path:
+    if row.path is None:
+        raise InternalError("predictions are written for rows that were saved")
+    return row.path.parent / f"{row.path.stem}-predictions"
 
 
 def write(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench import dense, fitting, foregrounds, registry, weights
-from bench.cache import Cache, record_key
+from bench.cache import Cache, code_digest, folder_of, record_key
 from bench.contracts import Adapter, Dataset, Learner, Lessons, Maps, Outcome, Predicted, Scope, Scores
 from bench.errors import CheckpointError, MismatchError, SettingError, StorageError
 from bench.exchange import Exchange
@@ -41,6 +41,12 @@ from bench.store import Store, arrays_of
 __all__ = ["Built", "MethodWork", "Session", "build", "tap_for"]
 
 log = logging.getLogger(__name__)
+
+_MAKE_MAPS = ("bench.features", "bench.dense", "bench.images", "bench.backbone", "bench.networks.*", "bench.datasets.*")
+"""Whose code decides maps, beside the method's own: that of pictures, sizes and networks."""
+
+_MAKE_VECTORS = ("bench.cluster", "bench.distinct", "bench.foregrounds", "bench.objects", "bench.neighbours")
+"""Whose code decides what protocols keep of maps, beside their own."""
 
 _OTHER_RESULTS = "choose another folder with --results"
 _THREADS = 8
@@ -109,7 +115,15 @@ class Session:
             channels=None if work is None else work.maps("eval").channels,
             own_clusters=None if work is None else work.own_clusters,
             decoder_tap=None if work is None else getattr(work.network, "decoder_tap", ""),
+            classifier=None if work is None else work.classifier,
+            parameters=None if work is None else has_parameters(work.network),
+            method="" if work is None else work.method_name,
         )
+
+
+def has_parameters(network: Adapter) -> bool:
+    """Whether there is something to train."""
+    return isinstance(network, torch.nn.Module) and any(True for _ in network.parameters())
 
 
 def feature_taps(network: Adapter) -> tuple[str, ...]:
@@ -269,6 +283,12 @@ class MethodWork:
         """K where the map holds probabilities of the network's own clusters, else None."""
         return self._built.adapter.taps[self.taps[0]].channels if self.kind == "cluster_prob" else None
 
+    @property
+    def classifier(self) -> int:
+        """Classes that the method's own classifier knows, 0 where it brings none."""
+        taps = self._built.adapter.taps.values()
+        return next((tap.channels for tap in taps if tap.kind == "class_logit"), 0)
+
     def _split(self, split: str) -> str:
         plan = self._session.plan
         scored = plan.split if self._part is None else plan.dataset.train_split
@@ -352,9 +372,8 @@ class MethodWork:
                 session.runtime.precision,
                 session.runtime.batch_size,
             ],
-            "versions": {
-                name: metadata.version(name) for name in ("densebench", "torch", "torchvision", "timm", "pillow")
-            },
+            "code": code_digest(*_MAKE_MAPS, *(() if self._job.card.file else (folder_of(self._job.card.factory),))),
+            "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "pillow")},
         }
 
     def _part_record(self, split: str) -> dict[str, str]:
@@ -364,7 +383,11 @@ class MethodWork:
         return {"part": hashlib.sha256("\n".join(self._names(split)).encode()).hexdigest()}
 
     def check(self, choice: ProtocolChoice) -> None:
-        """MismatchError when the protocol cannot score this map, or needs a foreground that nobody gives."""
+        """Refuse what does not fit before any forward pass.
+
+        Raises MismatchError when the protocol cannot score this map, or needs a foreground that nobody gives, and
+        whatever the network says of the size of its input and the store of a row whose head or network is named.
+        """
         owner = choice.card.name
         for name in self.taps:
             kind = self._built.adapter.taps[name].kind
@@ -380,6 +403,19 @@ class MethodWork:
             shown = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
             raise SettingError(f"{owner}.tap={self.tap} compares maps of one kind, and these are {shown}: name fewer")
         self._check_foreground(choice)
+        self._check_inputs(choice.settings)
+        for named in (getattr(choice.settings, "head", ""), getattr(choice.settings, "network", "")):
+            if named.startswith("row:"):
+                self.stored(named.removeprefix("row:"))
+
+    def _check_inputs(self, settings: InputSettings) -> None:
+        takes = getattr(self.network, "check_input", None)
+        if takes is None:
+            return
+        pad_to = self.network.pad_to
+        for split in ("eval", "train") if settings.reads_of_train != "nothing" else ("eval",):
+            for size in dict.fromkeys(self.maps(split).extents):
+                takes(tuple(side + -side % pad_to for side in size))
 
     def _check_foreground(self, choice: ProtocolChoice) -> None:
         source = getattr(choice.settings, "foreground", "none")
@@ -394,13 +430,20 @@ class MethodWork:
                 f"{choice.card.name} needs a foreground: drop --set {choice.card.name}.foreground=none, or name masks"
             )
 
+    @property
+    def _protocol_run(self) -> str:
+        """Where the code of the protocol lies that is being run."""
+        run: str = registry.card("protocols", self.protocol).run if self.protocol else "bench.protocols.kmeans"
+        return run
+
     def remember(
         self, record: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[Any]]], *, keep: bool
     ) -> Mapping[str, NDArray[Any]]:
         splits = [self.maps("eval").key] + ([self.maps("train").key] if record.get("fit") == "train" else [])
         full = {
             "maps": splits,
-            "versions": {n: metadata.version(n) for n in ("densebench", "numpy", "scipy")},
+            "code": code_digest(*_MAKE_VECTORS, folder_of(self._protocol_run)),
+            "versions": {n: metadata.version(n) for n in ("numpy", "scipy")},
             **record,
         }
         key = record_key(full)

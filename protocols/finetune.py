@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from bench.contracts import Scope, Variant
-from bench.errors import SettingError
+from bench.errors import MismatchError, SettingError
 from bench.records import ProtocolCard
 
 from ._finetune_settings import PRESETS, FinetuneSettings, fraction, settle, share
@@ -56,6 +56,8 @@ def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     if len(settings.scale) != 2 or settings.scale[0] > settings.scale[1]:
         given = ",".join(map(str, settings.scale))
         raise SettingError(f"finetune.scale={given} does not fit: expected two numbers, the smaller first")
+    if scope.parameters is False:
+        raise MismatchError(f"{scope.method} has no weights, which finetune trains: choose another method")
     if settings.network != "train" and not re.fullmatch(r"row:.+", settings.network):
         raise SettingError(f"finetune.network={settings.network} does not fit: expected train or row:KEY")
     if scope.decoder_tap is not None:

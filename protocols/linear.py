@@ -54,6 +54,8 @@ def expand(settings: LinearSettings, scope: Scope) -> list[Variant]:
             raise SettingError(f"linear.{name}={given} does not fit: expected two numbers, the smaller first")
     if settings.head not in ("auto", "train", "adapter") and not re.fullmatch(r"row:.+", settings.head):
         raise SettingError(f"linear.head={settings.head} does not fit: expected auto, train, adapter or row:KEY")
+    if settings.head == "adapter" and scope.classifier == 0:
+        raise SettingError(f"linear.head=adapter: {scope.method} brings no classifier; take head=train")
     if settings.head not in ("auto", "train") and (unread := sorted(scope.explicit - _READ_BY_A_HEAD)):
         raise SettingError(
             f"linear.head={settings.head} trains nothing and does not read {', '.join(unread)}: drop it, or take "

@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from bench.features import SplitMaps
 from bench.store import Store
 
 FLOORS = ("oracle", "noise", "colour")
@@ -157,6 +158,80 @@ def test_predictions_have_the_size_of_their_pictures(bench, voc):
         predicted = np.array(Image.open(oracle / f"{name}.png"))
         assert predicted.shape == label.shape
         assert (predicted == label)[label != 255].all()
+
+
+def test_predictions_that_are_there_are_not_painted_again(bench, voc, tmp_path, monkeypatch):
+    passes = []
+    compute = SplitMaps.compute
+
+    def counted(maps, *given):
+        passes.append(maps.names)
+        return compute(maps, *given)
+
+    monkeypatch.setattr("bench.features.SplitMaps.compute", counted)
+    file = tmp_path / "mine.py"  # known only when built: its row is found then, and still nothing is painted
+    file.write_text(
+        "import torch\nfrom bench.backbone import Backbone\n\ndef factory():\n    torch.manual_seed(0)\n"
+        "    return Backbone(torch.nn.Conv2d(3, 6, 4, stride=4), stride=4, channels=6, fingerprint='mine')\n"
+    )
+    words = floors(voc, "--protocol", "hummingbird", "--method", f"{file}:factory", "--save-predictions")
+    status, first, err = bench(*words)
+    assert status == 0, err
+    folders = sorted(_results().glob("*-predictions"))
+    assert len(folders) == 8
+    assert all(len(list(folder.glob("*.png"))) == 6 for folder in folders)
+    assert passes
+    passes.clear()
+    assert bench(*words)[1] == first
+    assert not passes
+    with monkeypatch.context() as patched:
+        patched.setattr("bench.evaluate.build", lambda *_: pytest.fail("nothing is left to do"))
+        assert bench(*floors(voc, "--save-predictions"))[0] == 0
+    lost = next(path for path in folders[0].glob("*.png"))
+    before = lost.read_bytes()
+    lost.unlink()
+    assert bench(*words)[0] == 0
+    assert lost.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("first", "words", "seen"),
+    [
+        ("timm:resnet18@random", ("colour", "--set", "kmeans.tap=last"), "colour has no map 'last'"),
+        ("maskcontrast@random", ("colour", "--protocol", "retrieval"), "colour gives no foreground of its own"),
+        ("timm:resnet18@random", ("colour", "--protocol", "finetune"), "colour has no weights"),
+        ("timm:resnet18@random", ("noise", "--protocol", "linear", "--set", "linear.head=row:00"), "no row '00'"),
+        ("timm:resnet18@random", ("timm:mixer_s32_224@random",), "takes pictures of 224×224 only"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_first_method_computes(bench, voc, monkeypatch, first, words, seen):
+    monkeypatch.setattr("bench.features.SplitMaps.compute", lambda *_: pytest.fail("a forward pass was made"))
+    protocol = ("--protocol", "kmeans", "--dataset", voc, "--seeds", 1)
+    status, _, err = bench("eval", "--method", first, *protocol, "--method", *words)
+    assert status == 2
+    assert seen in err
+
+
+def test_edited_code_of_a_method_makes_maps_anew(bench, voc, monkeypatch):
+    passes = []
+    compute = SplitMaps.compute
+
+    def counted(maps, *given):
+        passes.append(maps.names)
+        return compute(maps, *given)
+
+    monkeypatch.setattr("bench.features.SplitMaps.compute", counted)
+    words = ("eval", "--method", "timm:resnet18@random", "--protocol", "kmeans", "--dataset", voc, "--again")
+    assert bench(*words)[0] == 0
+    assert len(passes) == 1
+    assert bench(*words)[0] == 0
+    assert len(passes) == 1
+    asked = []
+    monkeypatch.setattr("bench.work.code_digest", lambda *names: asked.append(names) or "another")
+    assert bench(*words)[0] == 0
+    assert len(passes) == 2
+    assert any("bench.adapters.*" in names and "bench.features" in names for names in asked)
+    assert any("bench.protocols.*" in names and "bench.cluster" in names for names in asked)
 
 
 def test_dry_run_prices_and_writes_nothing(bench, voc, tmp_path):

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from bench.cache import Cache, Writer
+from bench.cache import Cache, Writer, code_digest, folder_of
 
 RECORD = {"weights": "abc", "size": [3, 4]}
 
@@ -121,3 +121,33 @@ def test_clear_frees_everything(cache):
     assert len(list(cache.entries())) == 2
     assert cache.clear() > 0
     assert list(cache.entries()) == []
+
+
+def test_code_is_known_by_the_sources_beside_it(tmp_path, monkeypatch):
+    package = tmp_path / "plugin_of_maps"
+    package.mkdir()
+    for name in ("__init__", "method", "_network"):
+        (package / f"{name}.py").write_text(f"# {name}\n")
+    (tmp_path / "plugin_alone.py").write_text("# alone\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digests():
+        code_digest.cache_clear()
+        return [code_digest(folder_of("plugin_of_maps.method:build")), code_digest(folder_of("plugin_alone:build"))]
+
+    first = digests()
+    assert digests() == first
+    (package / "_network.py").write_text("# another network\n")
+    second = digests()
+    assert second[0] != first[0]
+    assert second[1] == first[1]
+    (tmp_path / "plugin_alone.py").write_text("# another\n")
+    assert digests()[1] != first[1]
+    (package / "notes.txt").write_text("no code")
+    assert digests()[0] == second[0]
+
+
+def test_built_in_code_is_found(monkeypatch):
+    names = ("bench.features", "bench.networks.*", folder_of("bench.adapters.swav:build"), "bench.protocols.*")
+    empty = code_digest("no_such_module_anywhere")
+    assert len({code_digest(name) for name in names} | {empty}) == len(names) + 1
