@@ -6,25 +6,52 @@ with their multiplicities is the same problem, at the size of the distinct ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InternalError
 
-__all__ = ["Gathered", "Gatherer"]
+__all__ = ["Gathered", "Gatherer", "multiplicities", "spread_out"]
 
 Floats = NDArray[np.float32]
+Index = NDArray[np.unsignedinteger[Any]]
+
+_PART = 1 << 20  # vectors at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gathered:
-    """vectors: float32 (U, d). index: for each of the N vectors of the stream its row, or None where U = N in order."""
+    """vectors: float32 (U, d). index: for each of the N vectors of the stream its row, or None where U = N in order.
+
+    The index is of the smallest unsigned type that holds U: for maps of labels, one byte per vector is all there is.
+    """
 
     vectors: Floats
-    index: NDArray[np.uint32] | None
+    index: Index | None
+
+
+def multiplicities(index: Index, vectors: int) -> NDArray[np.float64]:
+    """How often each of so many vectors stands in an index, float64 (vectors,), in little memory beside it."""
+    counts = np.zeros(vectors, np.int64)
+    for part in _parts(len(index)):
+        counts += np.bincount(index[part], minlength=vectors)
+    return counts.astype(np.float64)
+
+
+def spread_out(values: NDArray[Any], index: Index) -> NDArray[Any]:
+    """`values[index]` in little memory beside it: numpy would make an index of 8 bytes each."""
+    found = np.empty((len(index), *values.shape[1:]), values.dtype)
+    for part in _parts(len(index)):
+        found[part] = values[index[part]]
+    return found
+
+
+def _parts(number: int) -> Iterator[slice]:
+    return (slice(start, start + _PART) for start in range(0, number, _PART))
 
 
 class Gatherer:
@@ -42,7 +69,7 @@ class Gatherer:
         self._plain: Floats | None = None
         self._rows: dict[int, int] = {}
         self._table: Floats = np.empty((0, 0), np.float32)
-        self._index: list[NDArray[np.uint32]] = []
+        self._index: Index | None = None
 
     def add(self, block: Floats) -> None:
         """Take in the next vectors of the stream."""
@@ -58,7 +85,7 @@ class Gatherer:
             raise InternalError(f"the maps gave {self._taken} vectors, {self._expected} were promised")
         if self._plain is not None:
             return Gathered(self._plain, None)
-        return Gathered(self._transform(self._table[: len(self._rows)]), np.concatenate(self._index))
+        return Gathered(self._transform(self._table[: len(self._rows)]), self._index)
 
     def _add_plain(self, rows: Floats) -> None:
         if self._plain is None or not self._plain.size:
@@ -80,8 +107,16 @@ class Gatherer:
         index = number[inverse.reshape(-1)]
         if not np.array_equal(self._table[index], block, equal_nan=True):
             raise InternalError("two vectors have one hash: their cells would be mixed up")
-        self._index.append(index)
+        self._keep(index)
         return True
+
+    def _keep(self, index: NDArray[np.uint32]) -> None:
+        narrow = np.min_scalar_type(len(self._rows) - 1)
+        if self._index is None:
+            self._index = np.empty(self._expected, narrow)
+        elif narrow.itemsize > self._index.itemsize:
+            self._index = self._index.astype(narrow)
+        self._index[self._taken : self._taken + len(index)] = index
 
     def _grow(self, rows: int, width: int) -> None:
         if rows > len(self._table):
@@ -92,11 +127,14 @@ class Gatherer:
     def _spread_out(self) -> None:
         """Go on one by one: what was merged so far is written out."""
         self._plain = np.empty((0, 0), np.float32)
-        if self._index:
-            taken, self._taken = self._taken, 0
-            self._add_plain(self._transform(self._table[: len(self._rows)])[np.concatenate(self._index)])
+        if self._index is not None:
+            index, taken = self._index[: self._taken], self._taken
+            vectors = self._transform(self._table[: len(self._rows)])
+            for part in _parts(taken):
+                self._taken = part.start
+                self._add_plain(vectors[index[part]])
             self._taken = taken
-        self._rows, self._table, self._index = {}, np.empty((0, 0), np.float32), []
+        self._rows, self._table, self._index = {}, np.empty((0, 0), np.float32), None
 
 
 _FEW = 1024

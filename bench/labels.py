@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from bench.contracts import Dataset
 from bench.features import SplitMaps
 from bench.metrics import Counts, count_pixels
+from bench.packed import PackedMaps
+from bench.records import IGNORE
 
 __all__ = ["CellLabels", "LabelPixels", "count_cells", "label_pixels"]
 
@@ -59,12 +61,36 @@ def label_pixels(
     return cell.astype(np.int32), found.astype(np.uint8), pixels.astype(np.min_scalar_type(pixels.max()))
 
 
+class _Pixels(Sequence[LabelPixels]):
+    """`LabelPixels` of maps whose cells are the pixels, unpacked one at a time: kept, each takes 6 bytes."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._labels, self._masks = PackedMaps(), PackedMaps()
+
+    def append(self, label: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> None:
+        """One picture more: all of them with a mask, or none."""
+        self._labels.append(np.where(label == IGNORE, np.uint8(self._classes), label))
+        if mask is not None:
+            self._masks.append(mask.view(np.uint8))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        label = self._labels[index].reshape(-1)
+        cell = np.arange(len(label), dtype=np.int32)
+        if len(self._masks):
+            cell[self._masks[index].reshape(-1) == 0] = len(label)
+        return cell, label, np.ones(len(label), np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class CellLabels:
     """The labels of every picture by cell, see `LabelPixels`."""
 
     classes: int
-    pictures: tuple[LabelPixels, ...]
+    pictures: Sequence[LabelPixels]
 
     @classmethod
     def read(
@@ -74,12 +100,17 @@ class CellLabels:
 
         masks: the foreground of every picture, bool (H, W); what lies outside is one more cell, the last.
         """
-        foregrounds = repeat(None) if masks is None else masks
+        classes, foregrounds = len(dataset.classes), repeat(None) if masks is None else masks
+        if maps.tap.frame == "label" and maps.tap.stride == 1:
+            pixels = _Pixels(classes)
+            for name, mask in zip(names, foregrounds, strict=False):
+                pixels.append(dataset.label(name), mask)
+            return cls(classes, pixels)
         pictures = (
             count_cells(dataset, maps, index, mask)
             for index, (_, mask) in enumerate(zip(names, foregrounds, strict=False))
         )
-        return cls(len(dataset.classes), tuple(pictures))
+        return cls(classes, tuple(pictures))
 
     def occurring(self) -> set[int]:
         """The numbers of the classes that have a pixel."""

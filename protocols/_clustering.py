@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.contracts import Maps, Outcome, Painting, VectorStream, Work
-from bench.distinct import Gatherer
+from bench.distinct import Gatherer, multiplicities, spread_out
 from bench.errors import SettingError
 from bench.settings import ObjectSettings, mask_set
 
@@ -266,14 +266,14 @@ def _cluster(
     name = "" if settings.fit == "eval" else "train_"
     vectors, index = reduced[f"{name}vectors"], reduced.get(f"{name}index")
     if settings.algorithm == "minibatch" and index is not None:
-        vectors, index = vectors[index], None  # it draws its batches from all vectors, repeated ones too
+        vectors, index = spread_out(vectors, index), None  # it draws its batches from all vectors, repeated ones too
     number = len(vectors) if index is None else len(index)
     if settings.clusters > number:
         raise SettingError(
             f"K = {settings.clusters} is more than the {number} vectors of the split that is clustered: ask for at "
             "most that many, or use more or larger pictures"
         )
-    weights = None if index is None else np.bincount(index, minlength=len(vectors)).astype(np.float64)
+    weights = None if index is None else multiplicities(index, len(vectors))
     found = cluster_vectors(work, settings, vectors, settings.clusters, seed, weights)
     labels = found.labels
     if settings.fit == "train":
@@ -283,7 +283,7 @@ def _cluster(
         )
     labels = labels.astype(np.min_scalar_type(settings.clusters))
     facts = {name: np.array(getattr(found, name)) for name in FACTS}
-    return {"labels": labels if index is None else labels[index], "centroids": found.centroids, **facts}
+    return {"labels": labels if index is None else spread_out(labels, index), "centroids": found.centroids, **facts}
 
 
 def cluster_vectors(

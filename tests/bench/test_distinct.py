@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,40 @@ def test_many_distinct_vectors_that_each_repeat_a_little_go_on_one_by_one(monkey
     found = gather(blocks)
     assert found.index is None
     assert np.array_equal(found.vectors, np.concatenate(blocks))
+
+
+@pytest.mark.parametrize(("distinct_vectors", "dtype"), [(200, np.uint8), (256, np.uint8), (300, np.uint16)])
+def test_an_index_takes_no_more_bytes_than_its_vectors_need(distinct_vectors, dtype):
+    rng = np.random.default_rng(0)
+    known = np.arange(2 * distinct_vectors, dtype=np.float32).reshape(-1, 2)
+    wanted = [rng.permutation(np.repeat(np.arange(k), 6)) for k in (2, 100, distinct_vectors)]
+    found = gather([known[index] for index in wanted])
+    assert found.index.dtype == dtype
+    assert np.array_equal(found.vectors[found.index], known[np.concatenate(wanted)])
+
+
+def test_multiplicities_and_spreading_out_in_parts(monkeypatch):
+    monkeypatch.setattr(distinct, "_PART", 7)
+    index = np.random.default_rng(0).integers(0, 5, 50).astype(np.uint8)
+    assert distinct.multiplicities(index, 6).tolist() == np.bincount(index, minlength=6).tolist()
+    values = np.arange(12, dtype=np.float32).reshape(6, 2)
+    assert np.array_equal(distinct.spread_out(values, index), values[index])
+
+
+def test_one_byte_is_held_for_each_vector_of_labels():
+    """Of 2 million vectors that are labels: 2 MB of index, and little for a moment while it is made and read."""
+    labels = np.random.default_rng(0).integers(0, 21, 1 << 14)
+    block = np.eye(21, dtype=np.float32)[labels]
+    number = 128 * len(block)
+    tracemalloc.start()
+    gatherer = Gatherer(number, lambda rows: rows)
+    for _ in range(128):
+        gatherer.add(block)
+    found = gatherer.result()
+    weights = distinct.multiplicities(found.index, 21)
+    spread = distinct.spread_out(np.arange(21, dtype=np.uint8), found.index)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert weights.sum() == len(spread) == number
+    assert held < 2.2 * number
+    assert peak < 8 * number + 4 * block.nbytes + (16 << 20)

@@ -158,6 +158,26 @@ def voc_sized() -> dict[str, Any]:
     return {"peak MB": round(run["peak"] / 1e6), "seconds": round(run["seconds"], 1), "phases": phases(run["rows"])}
 
 
+def ceiling(count: int = 1449) -> dict[str, Any]:
+    """`oracle`, K = 21, five seeds, pictures of 375×500: 187,500 vectors each, which are labels: counts suffice.
+
+    The ceiling must stay below 2 GB, and score exactly 1.
+    """
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        make_pictures(folder / "set", count, (375, 500))
+        words = ["eval", "--method", "oracle", "--protocol", "kmeans:native", "--json", "--dataset", folder / "set"]
+        run = child(*words, folder=folder)
+    (row,) = run["rows"]
+    return {
+        "pictures": count,
+        "peak MB": round(run["peak"] / 1e6),
+        "seconds": round(run["seconds"], 1),
+        "phases": phases(run["rows"]),
+        "miou": [scores["scores"]["one_to_one_iou"]["miou"] for scores in row["per_seed"]],
+    }
+
+
 def start_up() -> dict[str, float]:
     """CPU seconds of the commands people type to look around (median of 5)."""
     figures = {}
@@ -179,6 +199,7 @@ def measure(dataset: Path) -> dict[str, Any]:
         "against bare forward passes": {"pictures": dataset.name, **against_forward(dataset)},
         "memory from 30 to 300 pictures": growth(),
         "VOC-sized": voc_sized(),
+        "ceiling of VOC size": ceiling(),
     }
 
 
