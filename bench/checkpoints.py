@@ -3,6 +3,9 @@
 A torch file is a pickle, and a pickle can name any function to be called while it is read. `read_checkpoint` lets
 torch's `weights_only` reader refuse whatever is not plain data. The few old releases that hold whole pickled modules
 are read by a second reader, which rebuilds tensors and puts an inert object wherever the file names anything else.
+
+Neither reader compares the checksums that a zip keeps of its entries, so a flipped bit in a tensor would be a weight
+like any other: they are compared here, once a file.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import tarfile
 import types
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +44,8 @@ def read_checkpoint(path: Path, *, legacy_pickle: bool = False) -> dict[str, Any
     legacy_pickle: replace pickled classes that are not plain data by inert stubs instead of refusing the file; nothing
         outside a short list of tensor and array rebuilders is imported or called.
 
-    Raises CheckpointError, one line, for a file that is missing, damaged, of another kind, or refused.
+    Raises CheckpointError, one line, for a file that is missing, damaged (in a zip: an entry that is not what its CRC
+    says, which is named), of another kind, or refused. Other formats keep no checksums.
     """
     in_zip = _check_kind(path)
     found: Any
@@ -121,6 +127,38 @@ def _check_zip(path: Path) -> None:
         )
     if "data.pkl" not in members:
         raise CheckpointError(f"{path} is a zip archive, not a checkpoint; unpack it and name the file inside")
+    about = path.stat()
+    damaged = _damaged_entry(path, about.st_ino, about.st_size, about.st_mtime_ns)
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: its entry {damaged} is not what was written (its CRC-32 differs); download or copy it "
+            "again"
+        )
+
+
+_BLOCK = 1 << 20
+
+
+@lru_cache(maxsize=64)
+def _damaged_entry(path: Path, inode: int, size: int, modified: int) -> str:
+    """The first entry of a zip whose bytes are not those that its CRC-32 was taken of, "" for none.
+
+    A file is read several times on its way into a network, and compared once: inode, size and modified (ns) tell
+    whether it is still the same one. `torch.serialization.set_crc32_options(False)` leaves all CRCs 0: nothing can be
+    compared there.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if not any(entry.CRC for entry in entries):
+            return ""
+        for entry in entries:
+            try:
+                with archive.open(entry) as content:
+                    while content.read(_BLOCK):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+                return entry.filename
+    return ""
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
