@@ -9,14 +9,16 @@ import torch
 
 from bench.backbone import Backbone
 from bench.checkpoints import read_checkpoint
-from bench.errors import CheckpointError
-from bench.networks.maskcontrast import Arch, LinearMaskContrast, MaskContrastNetwork, from_description
+from bench.errors import CheckpointError, SettingError
+from bench.networks.maskcontrast import Arch, LinearMaskContrast, MaskContrastNetwork, arch_in, from_description
+from bench.networks.resnet import Arch as ResNet
 from bench.records import AdapterRequest, Checkpoint, KeyRule
 from bench.weights import architecture_of, in_layout, load_into, seeded
 
 from ._floors import ContentNoise
 
 _RELEASED: Arch = "resnet50"
+_DIM = 32
 _HEADS = ("decoder", "embedding", "saliency")
 
 
@@ -90,24 +92,27 @@ def build_maskcontrast(
 ) -> Backbone:
     """The network of a request, with the weights of its checkpoint or a seeded random initialisation.
 
-    arch: `auto` is what the checkpoint names, else the released architecture. own_layout: of files that name one.
-    Raises CheckpointError for a file that names another architecture.
+    arch: `auto` is what the checkpoint names, else what its keys tell, else the released architecture. own_layout: of
+    files that name one.
+    Raises CheckpointError for a file of another architecture, SettingError for a random embedding where there is none.
     """
     checkpoint = in_layout(request.checkpoint, own_layout)
-    classes = _classes_of(checkpoint)
-    if classes:
-        return _build_linear(checkpoint, classes)
     description = architecture_of(checkpoint)
-    if description is not None and arch not in ("auto", description.get("arch")):
+    told, dim = _told_by_keys(checkpoint) or (None, _DIM)
+    held = description.get("arch") if description is not None else told
+    if held is not None and arch not in ("auto", held):
         raise CheckpointError(
-            f"{checkpoint.path} holds the architecture {description.get('arch')}, not {arch}: drop "
-            f"--set {request.card.name}.arch={arch}"
+            f"{checkpoint.path} holds the architecture {held}, not {arch}: drop --set {request.card.name}.arch={arch}"
         )
+    arch = (told or _RELEASED) if arch == "auto" else arch
+    classes = _classes_of(checkpoint)
+    if classes and arch != "small":
+        if random_embedding:
+            setting = f"{request.card.name}.embedding=random"
+            raise SettingError(f"{checkpoint.path} holds a classifier and no embedding: drop --set {setting}")
+        return _build_linear(checkpoint, classes, arch)
     with seeded(checkpoint.seed):
-        if description is None:
-            network = MaskContrastNetwork(_RELEASED if arch == "auto" else arch)
-        else:
-            network = from_description(description)
+        network = MaskContrastNetwork(arch, dim=dim) if description is None else from_description(description)
     loaded = load_into(network, checkpoint)
     noise = None
     if random_embedding:
@@ -122,8 +127,16 @@ def _classes_of(checkpoint: Checkpoint) -> int:
     return len(held.get("decoder.4.weight", ()))
 
 
-def _build_linear(checkpoint: Checkpoint, classes: int) -> LinearBackbone:
+def _told_by_keys(checkpoint: Checkpoint) -> tuple[Arch, int] | None:
+    """What the keys of a file tell of its architecture, None for nothing."""
+    held = {} if checkpoint.path is None else read_checkpoint(checkpoint.path)
+    states = (held, *(state for state in held.values() if isinstance(state, Mapping)))
+    named = ({key: value for key, value in state.items() if isinstance(key, str)} for state in states)
+    return next(filter(None, map(arch_in, named)), None)
+
+
+def _build_linear(checkpoint: Checkpoint, classes: int, arch: ResNet) -> LinearBackbone:
     with seeded(checkpoint.seed):
-        network = LinearMaskContrast(classes)
+        network = LinearMaskContrast(classes, arch)
     loaded = load_into(network, checkpoint)
     return LinearBackbone(network, loaded.as_dict() if loaded else {})

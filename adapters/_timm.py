@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import requests
 import timm
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bench.backbone import Backbone
 from bench.checkpoints import read_checkpoint
 from bench.errors import CheckpointError, DownloadError, FeatureError, MismatchError, SettingError, UnknownNameError
-from bench.records import AdapterRequest, Checkpoint, Tap
+from bench.records import AdapterRequest, Checkpoint, KeyRule, Tap
 from bench.registry import near
-from bench.weights import holds_network, load_into, seeded
+from bench.weights import BESIDE, holds_network, load_into, normalised_as, seeded
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +97,12 @@ def _adapter(name: str, checkpoint: Checkpoint, output_stride: str | int) -> Bac
     """A network of timm with the weights of a checkpoint, in the normalisation that timm keeps with the name."""
     _check_name(name)
     body, fixed_size = _body(name, output_stride, checkpoint)
-    loaded = load_into(body, checkpoint)
+    loaded = load_into(body, checkpoint, likely=partial(likely_network, name))
     maps, normed = _measure(name, body, fixed_size or _trial_size(body))
     taps, order = _taps(name, body, maps, fixed_size or _trial_size(body))
     _check_stride(name, taps[-1].stride, output_stride)
     data = timm.data.resolve_model_data_config(body)
+    normalised = normalised_as(checkpoint, f"timm:{name}", data["mean"], data["std"])
     return TimmBackbone(
         body,
         name=name,
@@ -110,7 +114,7 @@ def _adapter(name: str, checkpoint: Checkpoint, output_stride: str | int) -> Bac
         std=data["std"],
         default_tap=LAST,
         fingerprint=f"timm {timm.__version__} {name} mean={data['mean']} std={data['std']}",
-        account=loaded.as_dict() if loaded else None,
+        account=loaded.as_dict() | normalised if loaded else None,
     )
 
 
@@ -178,9 +182,49 @@ def _held(checkpoint: Checkpoint, networks: Mapping[str, str]) -> str:
 
 def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's state, without making its values."""
-    with torch.device("meta"):
+    return {key: tuple(value.shape) for key, value in _without_values(name).state_dict().items()}
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out changes of tensors in place: without values there are none to change, and most time goes there."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _without_values(name: str) -> nn.Module:
+    with torch.device("meta"), _NoInitialisation():
         body: nn.Module = timm.create_model(name, num_classes=0)
-    return {key: tuple(value.shape) for key, value in body.state_dict().items()}
+    return body
+
+
+_KIN = 48
+"""So many networks are tried for a file that is not that of its name: a second or two."""
+
+
+def likely_network(name: str, state: Mapping[str, Any]) -> str:
+    """The network of timm to which a state dict belongs, "" for none among those most like `name` in name.
+
+    They are of the same source file. Many differ in nothing that a file tells: the first that fits is taken.
+    """
+    module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    kin = sorted(timm.list_models(module=module), key=lambda other: -SequenceMatcher(None, name, other).ratio())
+    return next((other for other in kin[:_KIN] if _is_of(other, state)), "")
+
+
+def _is_of(name: str, state: Mapping[str, Any]) -> bool:
+    try:
+        body = _without_values(name)
+    except (NotImplementedError, RuntimeError, ValueError) as error:  # some compute with values while they are built
+        log.debug("timm:%s cannot be built without values: %s", name, error)
+        return False
+    expected = {key: tuple(value.shape) for key, value in body.state_dict().items()}
+    return holds_network(state, (KeyRule(drop=BESIDE),), expected, [child for child, _ in body.named_children()])
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

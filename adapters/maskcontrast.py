@@ -20,7 +20,7 @@ class MaskContrastOptions:
     """arch: the architecture. embedding: what the map `embedding` holds; the other maps are always the network's."""
 
     arch: Literal["auto", "resnet50", "resnet34", "resnet18", "small"] = setting(
-        "auto", "architecture; auto: the one that the checkpoint names, else resnet50"
+        "auto", "architecture; auto: that of the checkpoint, else resnet50"
     )
     embedding: Literal["trained", "random"] = setting(
         "trained", "random: noise in place of the embedding, below the same saliency head (a floor)"

@@ -218,21 +218,10 @@ def init_body(spec: str, body: nn.Module, seed: int) -> dict[str, Any]:
 def _copy_body(source: Mapping[str, torch.Tensor], body: nn.Module, spec: str) -> None:
     state = body.state_dict()
     expected = {key: tuple(value.shape) for key, value in state.items()}
+    parts = [name for name, _ in body.named_children()]
     try:
-        rule = weights.detect(source, expected, source=f"--init {spec}")
-        found, account = weights.select(source, [rule], expected, source=f"--init {spec}")
-        _check_whole(account.dropped, body, spec)
+        rule = weights.detect(source, expected, source=f"--init {spec}", parts=parts)
+        found, _ = weights.select(source, [rule], expected, source=f"--init {spec}", parts=parts)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or choose the body that fits with --set arch=…, or --init random") from error
     body.load_state_dict({**state, **found}, strict=True)
-
-
-def _check_whole(left_aside: Sequence[str], body: nn.Module, spec: str) -> None:
-    """A deeper body holds all weights of a shallower one of its kind, and is another body all the same."""
-    own = {name for name, _ in body.named_children()}
-    more = [key for key in left_aside if key.partition(".")[0] in own]
-    if more:
-        raise CheckpointError(
-            f"--init {spec} is a deeper body than the one to train: {len(more)} of its weights have no place there, "
-            f"the first is {more[0]}; give a method with this body"
-        )

@@ -69,7 +69,8 @@ class KeyRule:
 
     entry: the sub-dictionary that holds the weights ("" = the file is the state dict itself).
     prefix: what every wanted key starts with, removed before loading; keys without it are not part of the network.
-    drop: shell patterns, after the prefix is removed, of keys that are known and not wanted ("fc.*").
+    drop: shell patterns, after the prefix is removed, of keys that are known and not wanted ("fc.*"). ("*",) drops
+        what lies beside the network, and refuses what would belong inside it.
     optional: shell patterns of network keys that the file may lack ("*.num_batches_tracked").
     probe: (key as in the file, shape) that tells this layout from others; a dimension of -1 is any.
     """

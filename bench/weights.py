@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -34,6 +34,7 @@ __all__ = [
     "holds_network",
     "in_layout",
     "load_into",
+    "normalised_as",
     "read_checkpoint",
     "resolve",
     "seeded",
@@ -45,6 +46,11 @@ log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 Card = MethodCard | EstimatorCard
+Likely = Callable[[Mapping[str, Any]], str]
+"""The name under which timm has the network whose weights a state dict holds, "" for none."""
+
+BESIDE = ("*",)
+"""What a rule drops that nobody wrote for the file: whatever lies beside the network, and nothing that lies inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,7 @@ class _Reading:
     lacking: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
+    longer: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
@@ -93,55 +100,84 @@ class _Reading:
     @property
     def problem(self) -> str:
         parts = (("missing", self.lacking), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
-        return "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in parts if keys)
+        counted = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in parts if keys]
+        return "; ".join([*counted, *self.longer[:1]])
 
 
 def select(
-    checkpoint: Mapping[str, Any], rules: Sequence[KeyRule], expected: Mapping[str, Shape], *, source: str
+    checkpoint: Mapping[str, Any],
+    rules: Sequence[KeyRule],
+    expected: Mapping[str, Shape],
+    *,
+    source: str,
+    parts: Collection[str] = (),
+    likely: Likely | None = None,
 ) -> tuple[dict[str, torch.Tensor], Account]:
     """The network's weights out of a checkpoint: by the first rule that applies and fits.
 
     A rule applies when its entry, its prefix and its probes are in the file. It fits when every expected key is there
     in the right shape or optional, and every other key under the prefix is one to drop.
 
-    expected: name -> shape of the network's state. source: what the file is called in messages.
+    expected: name -> shape of the network's state. source: what the file is called in messages. parts: names of the
+    network's children, to which those without weights belong too. likely: tells whose weights a file holds instead.
     Raises CheckpointError, which says what was found and what was expected, when no rule applies and fits.
     """
-    readings = [_held_against(state, rule, expected) for rule in rules if (state := _applies(checkpoint, rule))]
+    parts = _parts(expected, parts)
+    readings = [_held_against(state, rule, expected, parts) for rule in rules if (state := _applies(checkpoint, rule))]
     for reading in readings:
         if reading.fits:
             state, prefix = _entry(checkpoint, reading.account.rule.entry), reading.account.rule.prefix
             return {key: state[prefix + key] for key in reading.account.taken}, reading.account
     if readings:
         rule = readings[0].account.rule
-        other = "" if rule.probe else _look_alikes(checkpoint, source)  # a rule without probes applies to any method's
+        other = _named(_under(checkpoint, rule), likely, source)
+        if not rule.probe:  # it applies to any method's
+            other = other or _look_alikes(checkpoint, source)
         raise CheckpointError(
             f"{source} does not fit the network: keys at {_place(rule)}: {readings[0].problem}; "
             f"{other or 'give a checkpoint of this architecture'}"
         )
+    wanted = " or ".join(_wanted(rule, checkpoint) for rule in rules)
     raise CheckpointError(
-        f"{source} is laid out otherwise than expected: {_seen(checkpoint)}; expected "
-        f"{' or '.join(_wanted(rule, checkpoint) for rule in rules)}; {_suggestion(checkpoint, expected, source)}"
+        f"{source} is laid out otherwise than expected: {_seen(checkpoint)}; expected {wanted}; "
+        f"{_suggestion(checkpoint, expected, parts, source)}"
     )
 
 
-def holds_network(checkpoint: Mapping[str, Any], rules: Sequence[KeyRule], expected: Mapping[str, Shape]) -> bool:
+def holds_network(
+    checkpoint: Mapping[str, Any],
+    rules: Sequence[KeyRule],
+    expected: Mapping[str, Shape],
+    parts: Collection[str] = (),
+) -> bool:
     """Whether `select` finds the network: some rule applies to the checkpoint and fits."""
-    return any(_held_against(state, rule, expected).fits for rule in rules if (state := _applies(checkpoint, rule)))
+    parts = _parts(expected, parts)
+    states = ((rule, _applies(checkpoint, rule)) for rule in rules)
+    return any(_held_against(state, rule, expected, parts).fits for rule, state in states if state)
 
 
-def detect(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], *, source: str) -> KeyRule:
+def detect(
+    checkpoint: Mapping[str, Any],
+    expected: Mapping[str, Shape],
+    *,
+    source: str,
+    parts: Collection[str] = (),
+    likely: Likely | None = None,
+) -> KeyRule:
     """The rule under which a foreign file holds the network: some entry and prefix under which all its keys lie.
 
-    Keys under the prefix that are not the network's (heads) are dropped, since all that the network needs is there.
+    What lies beside the network there (heads) is dropped. What lies inside it and has no place there (a deeper stage,
+    gates, scales, registers) means that the file is another network's, though all keys of this one are in it: its maps
+    would be those of neither. parts, likely: as of `select`.
     Where several copies of the network fit (a momentum encoder beside its query encoder), the one that its authors
     evaluate is taken where that is known.
 
     Raises CheckpointError when nothing fits, or when the choice has to be made by a person.
     """
-    rules = _fitting(checkpoint, expected)
+    parts = _parts(expected, parts)
+    rules = _fitting(checkpoint, expected, parts)
     if not rules:
-        raise CheckpointError(_no_fit(checkpoint, expected, source))
+        raise CheckpointError(_no_fit(checkpoint, expected, parts, source, likely))
     chosen = _evaluated(rules)
     if chosen is None:
         raise CheckpointError(
@@ -179,21 +215,75 @@ def _applies(checkpoint: Mapping[str, Any], rule: KeyRule) -> Mapping[str, Any]:
     return state if all(key in state and _like(_shape(state[key]), shape) for key, shape in rule.probe) else {}
 
 
-def _held_against(state: Mapping[str, Any], rule: KeyRule, expected: Mapping[str, Shape]) -> _Reading:
+def _under(checkpoint: Mapping[str, Any], rule: KeyRule) -> dict[str, Any]:
+    """What lies at a rule's entry under its prefix, by the rest of the name."""
+    state = _entry(checkpoint, rule.entry)
+    return {key.removeprefix(rule.prefix): value for key, value in state.items() if key.startswith(rule.prefix)}
+
+
+def _parts(expected: Mapping[str, Shape], parts: Collection[str]) -> frozenset[str]:
+    """The names that stand first in the keys of a network, and those of its children without weights."""
+    return frozenset({key.partition(".")[0] for key in expected if "." in key} | set(parts))
+
+
+_HEADS = frozenset(
+    {
+        "attn_pool",
+        "classif",
+        "classifier",
+        "fc",
+        "fc_norm",
+        "global_pool",
+        "head",
+        "head_dist",
+        "heads",
+        "last_linear",
+        "pre_logits",
+    }  # fmt: skip
+)
+"""Children that timm's networks have and that come after the last map: a head of any kind may lie in them."""
+
+_TENSORS_BESIDE = frozenset({"mask_token", "proj", "queue"})
+"""Tensors at the root of a network that no map depends on: of masked pictures, of CLIP's head, of MoCo."""
+
+_NOTES = ("*num_batches_tracked", "*total_ops", "*total_params", "*relative_position_index", "*attn_mask")
+"""Tensors inside networks that are no weights: counters, a profiler's, and tables that follow from the sizes."""
+
+
+def _inside(key: str, value: object, parts: Collection[str]) -> bool:
+    """Whether what a network has no place for would belong inside it: below one of its children, or at its root."""
+    first, _, below = key.partition(".")
+    if not isinstance(value, torch.Tensor) or first in _HEADS or _any_match(key, _NOTES):
+        return False
+    if below:
+        return first in parts
+    return value.numel() > 1 and first not in _TENSORS_BESIDE
+
+
+def _held_against(
+    state: Mapping[str, Any], rule: KeyRule, expected: Mapping[str, Shape], parts: Collection[str]
+) -> _Reading:
+    def unwanted(key: str) -> bool:
+        if rule.drop == BESIDE:
+            return not _inside(key, state[rule.prefix + key], parts)
+        return _any_match(key, rule.drop)
+
     under = {key.removeprefix(rule.prefix) for key in state if key.startswith(rule.prefix)}
     absent = [key for key in expected if key not in under]
     extra = [key for key in under if key not in expected]
+    dropped = {key for key in extra if unwanted(key)}
     taken = tuple(key for key in expected if key in under)
     return _Reading(
         account=Account(
             rule=rule,
             taken=taken,
-            dropped=tuple(sorted(key for key in extra if _any_match(key, rule.drop))),
+            dropped=tuple(sorted(dropped)),
             outside=tuple(sorted(key for key in state if not key.startswith(rule.prefix))),
             missing=tuple(key for key in absent if _any_match(key, rule.optional)),
         ),
         lacking=tuple(key for key in absent if not _any_match(key, rule.optional)),
-        unexpected=tuple(sorted(key for key in extra if not _any_match(key, rule.drop))),
+        unexpected=tuple(sorted(set(extra) - dropped, key=_in_order)),
+        longer=_longer_lists(extra, expected),
         misshapen=tuple(
             f"{key} {_described(state[rule.prefix + key])} instead of {expected[key]}"
             for key in taken
@@ -202,14 +292,44 @@ def _held_against(state: Mapping[str, Any], rule: KeyRule, expected: Mapping[str
     )
 
 
-def _fitting(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[KeyRule]:
-    """All rules under which the whole network is there."""
-    rules = (
-        KeyRule(entry=entry, prefix=prefix, drop=("*",))
+def _in_order(key: str) -> tuple[tuple[int, str], ...]:
+    """Sorts keys by their parts, numbers by value."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in key.split("."))
+
+
+def _longer_lists(extra: Iterable[str], expected: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Of the numbered lists of a network that go on in a file: where they end in either."""
+    own, held = _ends(expected), _ends(extra)
+    return tuple(f"{name} goes on to {held[name]}, here it ends at {end}" for name, end in own.items()
+                 if held.get(name, end) > end)  # fmt: skip
+
+
+def _ends(keys: Iterable[str]) -> dict[str, int]:
+    """The largest number of each numbered list."""
+    ends: dict[str, int] = {}
+    for key in keys:
+        before: list[str] = []
+        for part in key.split("."):
+            if part.isdigit() and before:
+                name = ".".join(before)
+                ends[name] = max(ends.get(name, 0), int(part))
+            before.append(part)
+    return ends
+
+
+def _fitting(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], parts: Collection[str]) -> list[KeyRule]:
+    """All rules under which the whole network is there, and nothing more of it."""
+    rules = _candidates(checkpoint, expected)
+    return [rule for rule in rules if _held_against(_entry(checkpoint, rule.entry), rule, expected, parts).fits]
+
+
+def _candidates(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[KeyRule]:
+    """A rule for every place in a file where the network's first key lies."""
+    return [
+        KeyRule(entry=entry, prefix=prefix, drop=BESIDE)
         for entry, state in _states(checkpoint)
         for prefix in _prefixes(state, expected)
-    )
-    return [rule for rule in rules if _held_against(_entry(checkpoint, rule.entry), rule, expected).fits]
+    ]
 
 
 def _prefixes(state: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[str]:
@@ -235,14 +355,16 @@ def _entry(checkpoint: Mapping[str, Any], entry: str) -> Mapping[str, Any]:
     return dict(_states(checkpoint)).get(entry, {})
 
 
-def _no_fit(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], source: str) -> str:
+def _no_fit(
+    checkpoint: Mapping[str, Any],
+    expected: Mapping[str, Shape],
+    parts: Collection[str],
+    source: str,
+    likely: Likely | None,
+) -> str:
     """Why a foreign file cannot be the network, by the place that comes nearest."""
-    rules = [
-        KeyRule(entry=entry, prefix=prefix, drop=("*",))
-        for entry, state in _states(checkpoint)
-        for prefix in _prefixes(state, expected)
-    ]
-    readings = [_held_against(_entry(checkpoint, rule.entry), rule, expected) for rule in rules]
+    rules = _candidates(checkpoint, expected)
+    readings = [_held_against(_entry(checkpoint, rule.entry), rule, expected, parts) for rule in rules]
     advice = _look_alikes(checkpoint, source) or "give a checkpoint of this architecture"
     if not readings:
         return (
@@ -250,11 +372,21 @@ def _no_fit(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], source
             f"{_first(tuple(expected))}; {advice}"
         )
     nearest = max(readings, key=lambda reading: len(reading.account.taken) - len(reading.misshapen))
-    return f"{source} does not fit the network: keys at {_place(nearest.account.rule)}: {nearest.problem}; {advice}"
+    rule = nearest.account.rule
+    advice = _named(_under(checkpoint, rule), likely, source) or advice
+    return f"{source} does not fit the network: keys at {_place(rule)}: {nearest.problem}; {advice}"
 
 
-def _suggestion(checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], source: str) -> str:
-    rules, look_alikes = _fitting(checkpoint, expected), _look_alikes(checkpoint, source)
+def _named(state: Mapping[str, Any], likely: Likely | None, source: str) -> str:
+    """Whose weights these are instead, and how to give them; "" where that is not known."""
+    name = likely(state) if likely is not None else ""
+    return f"these are the weights of timm's {name}: give them as --method timm:{name}@{source}" if name else ""
+
+
+def _suggestion(
+    checkpoint: Mapping[str, Any], expected: Mapping[str, Shape], parts: Collection[str], source: str
+) -> str:
+    rules, look_alikes = _fitting(checkpoint, expected, parts), _look_alikes(checkpoint, source)
     if not rules:
         return look_alikes or "give the file of this method, or name the method it belongs to"
     rule = _evaluated(rules) or rules[0]
@@ -336,11 +468,11 @@ def _like(shape: Shape | None, pattern: Shape) -> bool:
 # --- loading ---------------------------------------------------------------------------------------------
 
 
-def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
+def load_into(module: nn.Module, checkpoint: Checkpoint, *, likely: Likely | None = None) -> Account | None:
     """Load a checkpoint's file into a network, all of it or not at all; None for a checkpoint without a file.
 
     Without rules, or for a user's file that none of the rules is made for, the layout is detected and logged, with a
-    warning where another registered method has released files of that layout.
+    warning where another registered method has released files of that layout. likely: as of `select`.
     Raises CheckpointError for a file that cannot be read or does not hold this network.
     """
     if checkpoint.path is None:
@@ -348,12 +480,13 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
     found = read_checkpoint(checkpoint.path, legacy_pickle=checkpoint.legacy_pickle)
     state = module.state_dict()
     expected = {key: tuple(value.shape) for key, value in state.items()}
+    parts = [name for name, _ in module.named_children()]
     source = str(checkpoint.path)
     rules = checkpoint.rules
     foreign = checkpoint.kind == "file" and not any(fits_layout(found, rule) for rule in rules)
     if not rules or (foreign and not _chosen_by_hand(rules)):
-        rules = (detect(found, expected, source=source),)
-    weights, account = select(found, rules, expected, source=source)
+        rules = (detect(found, expected, source=source, parts=parts, likely=likely),)
+    weights, account = select(found, rules, expected, source=source, parts=parts, likely=likely)
     if account.rule not in checkpoint.rules:
         unused = _first(account.dropped) or "nothing"
         log.info("%s: weights found at %s; left aside there: %s", source, _place(account.rule), unused)
@@ -361,6 +494,24 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> Account | None:
             log.warning("%s is read as another method's: %s", source, others)
     module.load_state_dict({**state, **weights}, strict=True)
     return account
+
+
+def normalised_as(checkpoint: Checkpoint, name: str, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Say that the pictures of a user's file are normalised as those of a name; the same as plain data for provenance.
+
+    A file does not tell what its network was trained with. mean, std: per channel. {} for any other checkpoint.
+    """
+    if checkpoint.kind != "file":
+        return {}
+    log.info(
+        "%s: pictures are normalised as %s has it (mean %s, standard deviation %s), whatever the file was trained with",
+        checkpoint.path, name, _numbers(mean), _numbers(std),
+    )  # fmt: skip
+    return {"normalised_as": {"name": name, "mean": list(mean), "std": list(std)}}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def architecture_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
@@ -380,7 +531,7 @@ def in_layout(checkpoint: Checkpoint, rule: KeyRule) -> Checkpoint:
 
 def _chosen_by_hand(rules: Sequence[KeyRule]) -> bool:
     """Whether the rules come from `--set checkpoint.…`, which is never second-guessed."""
-    return all(rule.drop == ("*",) for rule in rules)
+    return all(rule.drop == BESIDE for rule in rules)
 
 
 @contextmanager
@@ -467,12 +618,12 @@ _USUAL_PREFIXES = (
 
 
 def _rules_by_hand(entry: str | None, prefix: str | None) -> tuple[KeyRule, ...]:
-    """Rules of `--set checkpoint.key=…` and `checkpoint.prefix=…`; heads beside the network are dropped."""
+    """Rules of `--set checkpoint.key=…` and `checkpoint.prefix=…`; what lies beside the network is dropped."""
     if entry is None and prefix is None:
         return ()
     entries = _USUAL_ENTRIES if entry is None else (entry,)
     prefixes = _USUAL_PREFIXES if prefix is None else (prefix,)
-    return tuple(KeyRule(entry=e, prefix=p, drop=("*",)) for e in entries for p in prefixes)
+    return tuple(KeyRule(entry=e, prefix=p, drop=BESIDE) for e in entries for p in prefixes)
 
 
 def _means_a_file(spec: str, card: Card) -> bool:

@@ -16,11 +16,12 @@ from torchvision.models.resnet import BasicBlock
 
 from bench.errors import CheckpointError, SettingError
 from bench.networks.deeplab import DeepLabHead, NarrowHead
+from bench.networks.resnet import Arch as ResNet
 from bench.networks.resnet import OutputStride, dilated_resnet
 from bench.records import Tap
 from bench.registry import near
 
-__all__ = ["ARCHS", "Arch", "LinearMaskContrast", "MaskContrastNetwork", "from_description"]
+__all__ = ["ARCHS", "Arch", "LinearMaskContrast", "MaskContrastNetwork", "arch_in", "from_description"]
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "small"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -95,11 +96,12 @@ class LinearMaskContrast(nn.Module):
     """The network of the released linear-finetuned files: ResNet-50 and decoder with a 1×1 classifier on its map.
 
     Names and shapes as there: the classifier is the decoder's last module, `decoder.4`. classes: as many as it knows.
+    arch: of the body; the released files have a ResNet-50.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, arch: ResNet = "resnet50") -> None:
         super().__init__()
-        self.backbone = dilated_resnet("resnet50")
+        self.backbone = dilated_resnet(arch)
         deepest = self.backbone.taps[-1]
         self.decoder = DeepLabHead(deepest.channels)
         self.decoder.add_module("4", nn.Conv2d(self.decoder.width, classes, 1))
@@ -129,6 +131,26 @@ def from_description(description: Mapping[str, Any]) -> MaskContrastNetwork:
             f"{', '.join(sorted(known - {'network'}))}; give a checkpoint that this version wrote"
         )
     return MaskContrastNetwork(**{key: value for key, value in description.items() if key != "network"})
+
+
+def arch_in(state: Mapping[str, Any]) -> tuple[Arch, int] | None:
+    """The architecture and the width of the embedding that the keys of a state dict tell, under any prefix.
+
+    The width is 32 where there is no embedding. None where there is no body. A ResNet-101 is told as the ResNet-50 that
+    it is not: loading it names what is too much.
+    """
+    first = "backbone.layer1.0.conv1.weight"
+    prefix = next((key.removesuffix(first) for key in state if key.endswith(first)), None)
+    if prefix is None:
+        return None
+    held = {key.removeprefix(f"{prefix}backbone.") for key in state if key.startswith(f"{prefix}backbone.")}
+    head = state.get(f"{prefix}head.weight")
+    dim = int(head.shape[0]) if isinstance(head, torch.Tensor) and head.ndim else 32
+    if "layer4.0.conv1.weight" not in held:
+        return "small", dim
+    if "layer1.0.conv3.weight" in held:
+        return "resnet50", dim
+    return ("resnet34" if "layer1.2.conv1.weight" in held else "resnet18"), dim
 
 
 class _SmallResNet(nn.Module):

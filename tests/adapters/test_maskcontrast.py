@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from bench.adapters import _maskcontrast, maskcontrast
 from bench.backbone import Backbone
-from bench.errors import CheckpointError, DownloadError
-from bench.networks.maskcontrast import MaskContrastNetwork
+from bench.errors import CheckpointError, DownloadError, SettingError
+from bench.networks.maskcontrast import LinearMaskContrast, MaskContrastNetwork
 from bench.records import AdapterRequest, MethodCard
 from bench.testing import check_adapter
 from bench.weights import resolve, state_sha256
@@ -37,8 +37,10 @@ def test_the_reference_maps_come_through_the_adapter(tmp_path, monkeypatch, gold
     drawn = golden_weights(MaskContrastNetwork("resnet18"))
     state = {f"module.model_q.{key}": value for key, value in drawn.items()}
     torch.save({"model": state, "epoch": 3}, tmp_path / "r18.pth")
-    monkeypatch.setattr(_maskcontrast, "MaskContrastNetwork", lambda arch: MaskContrastNetwork(arch).double())
-    adapter = build(str(tmp_path / "r18.pth"), tmp_path, arch="resnet18")
+    monkeypatch.setattr(
+        _maskcontrast, "MaskContrastNetwork", lambda arch, dim: MaskContrastNetwork(arch, dim=dim).double()
+    )
+    adapter = build(str(tmp_path / "r18.pth"), tmp_path)
     images = torch.from_numpy(golden["images"])
     with torch.no_grad():
         maps = adapter(images, ["layer4", "embedding", "saliency"])
@@ -135,6 +137,41 @@ def test_the_last_checkpoint_of_a_run_folder_names_its_architecture(tmp_path):
     assert resolve(CARD, str(folder), weights_dir=tmp_path).name == "shapes-clean"
     with pytest.raises(CheckpointError, match=r"holds the architecture small, not resnet50.*drop --set maskcontrast"):
         build(str(folder), tmp_path, arch="resnet50")
+
+
+@pytest.mark.parametrize(("arch", "dim"), [("small", 32), ("resnet18", 8), ("resnet34", 32), ("resnet50", 16)])
+def test_a_file_that_names_no_architecture_tells_it_by_its_keys(tmp_path, arch, dim):
+    wanted = MaskContrastNetwork(arch, dim=dim)
+    state = {f"module.model_q.{name}": value for name, value in wanted.state_dict().items()}
+    torch.save({"model": state, "optimizer": {"state": {0: {}}}}, tmp_path / "x.pth")
+    adapter = build(str(tmp_path / "x.pth"), tmp_path)
+    assert state_sha256(adapter.body) == state_sha256(wanted)
+    assert adapter.taps["embedding"].channels == dim
+    other = "resnet18" if arch == "resnet50" else "resnet50"
+    with pytest.raises(CheckpointError) as error:
+        build(str(tmp_path / "x.pth"), tmp_path, arch=other)
+    assert f"holds the architecture {arch}, not {other}: drop --set maskcontrast.arch={other}" in str(error.value)
+
+
+def test_a_body_that_there_is_no_architecture_of_is_not_taken_for_a_part_of_it(tmp_path):
+    """A ResNet-101 holds all keys of a ResNet-50."""
+    state = MaskContrastNetwork("resnet50").state_dict()
+    deeper = {f"backbone.layer3.6.{key}": torch.zeros(1) for key in ("conv1.weight", "bn1.weight")}
+    torch.save({**state, **deeper}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"2 unexpected: .*backbone\.layer3 goes on to 6, here it ends at 5"):
+        build(str(tmp_path / "x.pth"), tmp_path)
+
+
+def test_linear_finetuned_files_of_another_body(tmp_path):
+    wanted = LinearMaskContrast(4, "resnet18")
+    torch.save(wanted.state_dict(), tmp_path / "x.pth")
+    adapter = build(str(tmp_path / "x.pth"), tmp_path)
+    assert state_sha256(adapter.body) == state_sha256(wanted)
+    assert adapter.taps["classes"].channels == 4
+    with pytest.raises(CheckpointError, match="architecture resnet18, not resnet50: drop --set maskcontrast.arch"):
+        build(str(tmp_path / "x.pth"), tmp_path, arch="resnet50")
+    with pytest.raises(SettingError, match="no embedding: drop --set maskcontrast.embedding=random"):
+        build(str(tmp_path / "x.pth"), tmp_path, embedding="random")
 
 
 def test_folders_without_a_checkpoint_are_refused(tmp_path):

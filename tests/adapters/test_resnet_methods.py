@@ -211,7 +211,7 @@ def test_moco_file_given_to_another_method_is_detected(original, tmp_path):
 @pytest.mark.parametrize("name", CARDS)
 def test_another_architecture_is_refused(name, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv3\.weight.*of this architecture") as error:
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv3\.weight.*timm's resnet18: give them") as error:
         build(CARDS[name], str(tmp_path / "r18.pth"), tmp_path)
     assert "\n" not in str(error.value)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,64 @@ def test_users_file_of_a_whole_classifier(tmp_path):
     assert adapter.account["dropped"] == ["fc.bias", "fc.weight"]
     with pytest.raises(CheckpointError, match="architecture"):
         build("test_convnext", str(path))
+
+
+OTHERS = {
+    "deeper": ("resnet50", "resnet101", {}, "layer3 goes on to 22, here it ends at 5; these are the weights of timm's"),
+    "gates": ("resnet50", "seresnet50", {}, "64 unexpected: layer1.0.se.fc1.bias"),
+    "wider lists": ("tf_efficientnet_lite0", "tf_efficientnet_lite1", {}, "blocks.1 goes on to 2, here it ends at 1"),
+    "scales": ("vit_tiny_patch16_224", None, {"init_values": 1e-5}, "24 unexpected: blocks.0.ls1.gamma"),
+    "query and key norms": ("vit_tiny_patch16_224", None, {"qk_norm": True}, "unexpected: blocks.0.attn.k_norm.bias"),
+    "blocks": ("vit_tiny_patch16_224", None, {"depth": 18}, "blocks goes on to 17, here it ends at 11"),
+    "registers": (
+        "vit_tiny_patch16_224", None, {"reg_tokens": 4, "no_embed_class": False, "patch_size": 16}, "reg_token",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_file_of_another_network_is_refused_and_named(tmp_path, case):
+    """Each holds all keys of the network named; what that one lacks was left aside, and a figure printed."""
+    name, other, how, message = OTHERS[case]
+    state = timm_library.create_model(other or name, num_classes=10, **how).state_dict()
+    if case == "registers":  # as DINOv2's authors write them: a place for each patch and the class token alone
+        state["register_tokens"], state["pos_embed"] = state.pop("reg_token"), state["pos_embed"][:, 4:]
+        message = "1 unexpected: register_tokens"
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as error:
+        build(name, str(tmp_path / "x.pth"))
+    text = str(error.value)
+    assert message in text
+    assert "\n" not in text
+    wanted = f"give them as --method timm:{other}@{tmp_path / 'x.pth'}" if other else "of this architecture"
+    assert text.endswith(wanted)
+
+
+def test_a_files_own_network_is_still_read(tmp_path):
+    """Heads of every kind are dropped: the network's own classifier, and what a self-supervised method puts on it."""
+    torch.manual_seed(1)
+    for name in ("test_convnext", "test_vit", "test_efficientnet"):
+        original = timm_library.create_model(name, num_classes=7)
+        beside = {"head.mlp.0.weight": torch.ones(2), "predictor.0.weight": torch.ones(2), "mask_token": torch.ones(2)}
+        torch.save({**original.state_dict(), **beside}, tmp_path / "x.pth")
+        adapter = build(name, str(tmp_path / "x.pth"))
+        own = adapter.body.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in original.state_dict().items() if key in own)
+        assert set(beside) < set(adapter.account["dropped"])
+
+
+def test_the_normalisation_of_a_foreign_file_is_said(tmp_path, caplog):
+    name = "vit_tiny_patch16_224"
+    torch.save(timm_library.create_model(name, num_classes=0).state_dict(), tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        adapter = build(name, str(tmp_path / "x.pth"))
+    (line,) = [record.getMessage() for record in caplog.records if "normalised" in record.getMessage()]
+    assert f"{tmp_path / 'x.pth'}: pictures are normalised as timm:{name} has it (mean 0.5, 0.5, 0.5, standard" in line
+    assert adapter.account["normalised_as"] == {"name": f"timm:{name}", "mean": [0.5] * 3, "std": [0.5] * 3}
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        build(name)
+    assert "normalised" not in caplog.text
 
 
 @pytest.mark.parametrize(

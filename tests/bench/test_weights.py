@@ -207,6 +207,51 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path, kind, legacy_pickle
     assert str(path) in one_line(error)
 
 
+def entry_at(path: Path, name: str) -> tuple[int, int]:
+    """Where the content of a zip's entry begins, and how long it is."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{path.stem}/{name}")
+    head = path.read_bytes()[info.header_offset : info.header_offset + 30]
+    name_length, extra_length = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+    return info.header_offset + 30 + name_length + extra_length, info.file_size
+
+
+@pytest.mark.parametrize("entry", ["data/0", "data/1", "data.pkl"])
+@pytest.mark.parametrize("legacy_pickle", [False, True])
+def test_one_flipped_bit_is_found(tmp_path, entry, legacy_pickle):
+    """Of a tensor that is wanted, of one that is not, and of the pickle; a file read before is looked at again."""
+    path = tmp_path / "net.pth"
+    torch.save({"w": torch.ones(5000), "optimizer": {"m": torch.ones(70)}}, path)
+    assert torch.equal(read_checkpoint(path, legacy_pickle=legacy_pickle)["w"], torch.ones(5000))
+    begin, size = entry_at(path, entry)
+    content = bytearray(path.read_bytes())
+    content[begin + size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path, legacy_pickle=legacy_pickle)
+    assert f"{path} is damaged: its entry net/{entry} is not what was written" in one_line(error)
+
+
+def test_files_written_without_checksums_are_read(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(7)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(path) as archive:
+        assert {info.CRC for info in archive.infolist()} == {0}
+    assert torch.equal(read_checkpoint(path)["w"], torch.ones(7))
+
+
+def test_checksums_are_compared_once_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    torch.save({"w": torch.ones(7)}, path)
+    read_checkpoint(path)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("compared again"))
+    read_checkpoint(path)
+
+
 def test_torchscript_is_refused(tmp_path):
     path = tmp_path / "program.pt"
     torch.jit.trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4)).save(str(path))
@@ -303,6 +348,63 @@ def test_foreign_layouts_are_detected(entry, prefix):
     for key in reversed([part for part in entry.split(".") if part]):
         state = {key: state, "epoch": 3}
     assert detect(state, shapes(network()), source="f") == KeyRule(entry=entry, prefix=prefix, drop=("*",))
+
+
+def staged() -> nn.Module:
+    """A list of two blocks, and a place that is left empty."""
+    blocks = nn.Sequential(*(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), norm=nn.Identity())) for _ in range(2)))
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 3, 1), pre=nn.Identity(), blocks=blocks, head=nn.Identity()))
+
+
+INSIDE = {
+    "a block more": ("blocks.2.conv.weight", "blocks goes on to 2, here it ends at 1"),
+    "a gate": ("blocks.1.gate.fc.weight", "1 unexpected: blocks.1.gate.fc.weight"),
+    "a scale": ("blocks.0.gamma", "1 unexpected: blocks.0.gamma"),
+    "a norm where there is none": ("blocks.0.norm.weight", "1 unexpected: blocks.0.norm.weight"),
+    "a layer in an empty place": ("pre.weight", "1 unexpected: pre.weight"),
+    "registers": ("register_tokens", "1 unexpected: register_tokens"),
+}
+BESIDE = (
+    "fc.weight", "head.0.weight", "head.mlp.2.bias", "classifier.weight", "projector.0.weight", "decoder.blocks.2.w",
+    "mask_token", "queue", "blocks.0.total_ops", "blocks.1.norm.num_batches_tracked",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("case", INSIDE)
+def test_what_belongs_inside_a_network_and_has_no_place_there_is_refused(tmp_path, case, by_hand):
+    key, message = INSIDE[case]
+    path, seen = tmp_path / "net.pth", staged()
+    before = state_sha256(seen)
+    torch.save({"model": {**under("net.", staged()), f"net.{key}": torch.ones(3, 1, 1)}}, path)
+    rules = (KeyRule(entry="model", prefix="net.", drop=("*",)),) if by_hand else ()
+    with pytest.raises(CheckpointError) as error:
+        load_into(seen, user_file(path, rules=rules))
+    assert message in one_line(error)
+    assert state_sha256(seen) == before
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_lies_beside_a_network_is_dropped_and_said(tmp_path, by_hand):
+    path, seen, wanted = tmp_path / "net.pth", staged(), staged()
+    torch.save({"model": {**under("net.", wanted), **{f"net.{key}": torch.ones(3) for key in BESIDE}}}, path)
+    rules = (KeyRule(entry="model", prefix="net.", drop=("*",)),) if by_hand else ()
+    account = load_into(seen, user_file(path, rules=rules))
+    assert state_sha256(seen) == state_sha256(wanted)
+    assert account is not None
+    assert set(account.dropped) == set(BESIDE)
+
+
+def test_the_network_that_a_file_is_of_is_named(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({**under("", staged()), "blocks.2.conv.weight": torch.ones(1)}, path)
+    for rules in ((), (KeyRule(),)):
+        with pytest.raises(CheckpointError, match=r"timm's deeper: give them as --method timm:deeper@.*net\.pth"):
+            load_into(
+                staged(),
+                user_file(path, rules=rules),
+                likely=lambda state: "deeper" if "blocks.2.conv.weight" in state else "",
+            )
 
 
 def test_among_copies_the_one_that_is_evaluated_is_taken():
