@@ -139,7 +139,11 @@ class Dataset(Protocol):
         ...
 
     def has_mask(self, name: str, mask_set: str) -> bool:
-        """True when the set has a mask of the picture."""
+        """True when the set has a mask of the picture, or knows that it has no foreground."""
+        ...
+
+    def without_foreground(self, names: Sequence[str], mask_set: str) -> tuple[str, ...]:
+        """Those of the pictures of which a set that `bench masks` made knows that they have none: all background."""
         ...
 
     def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:

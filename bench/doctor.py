@@ -83,6 +83,10 @@ def _dataset(name: str | None) -> Iterator[Finding]:
         problems = list(track(found.check(split, occurring=seen), len(names), f"{found.name} {split}"))
         for problem in problems:
             yield Finding(False, problem)
+        for masks in found.mask_sets():
+            if empty := found.without_foreground(names, masks):
+                told = f"{len(empty)} of {len(names)} pictures are all background in the masks {masks}"
+                yield Finding(True, f"{found.name} {split}: {told}")
         if not problems:
             absent = occurrence(found.classes, seen) if found.has_labels else ""
             opened = f"{len(names)} pictures and their masks opened, {len(found.classes)} classes"

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from bench.errors import StorageError
 
-__all__ = ["Data", "write_atomic", "write_new"]
+__all__ = ["Data", "make_folder", "write_atomic", "write_new"]
 
 Data = bytes | Callable[[BinaryIO], None]
 """What a file shall hold, or a function that writes it to an open binary file."""
@@ -44,6 +44,12 @@ def write_new(path: Path, data: Data, *, fix: str = "choose another folder") -> 
     with _storage_errors(path, fix), _temporary(path, data) as temporary:
         _link_or_claim(temporary, path)
         _sync_folder(path.parent)
+
+
+def make_folder(path: Path, *, fix: str = "choose another folder") -> None:
+    """Make a folder, with those above it, where it is missing. Raises StorageError; `fix` as of `write_atomic`."""
+    with _storage_errors(path, fix):
+        _make_folder(path)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,12 +21,15 @@ from bench.settings import ObjectSettings, mask_set
 
 __all__ = ["cells", "check_masks", "collect", "masks"]
 
+log = logging.getLogger(__name__)
+
 Bits = NDArray[np.bool_]
 
 
 def check_masks(dataset: Dataset, names: tuple[str, ...], foreground: str) -> None:
     """Look whether a `foreground` setting names a mask set that has a mask of every picture.
 
+    Says how many the set knows to have no foreground: they are all background.
     Raises SettingError for a set that is not there (with near names), DatasetError for a picture without a mask.
     """
     wanted = mask_set(foreground)
@@ -44,6 +48,12 @@ def check_masks(dataset: Dataset, names: tuple[str, ...], foreground: str) -> No
             f"{len(missing)} of {len(names)} pictures have no mask in the set {wanted} of {dataset.root}, the first is "
             f"{missing[0]!r}: add the masks, or choose another set (an empty mask says that there is no foreground)"
         )
+    empty = dataset.without_foreground(names, wanted)
+    if empty:
+        log.info(
+            "%d of %d pictures have no foreground, as the record of the set %s says: they are all background, the "
+            "first is %r", len(empty), len(names), wanted, empty[0],
+        )  # fmt: skip
 
 
 def masks(dataset: Dataset, maps: SplitMaps, how: ObjectSettings) -> Iterator[Bits]:

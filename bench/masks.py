@@ -5,6 +5,8 @@ pictures → what the estimator reads (threads, ahead) → maps (batches) → ma
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,8 +25,9 @@ from bench import paths, registry
 from bench.contracts import Estimator
 from bench.datasets import FolderDataset, default_dataset, open_dataset
 from bench.datasets.folder import MASK_PREFIX
-from bench.errors import SettingError, StorageError
-from bench.files import write_atomic
+from bench.datasets.maskrecord import FORMAT, RECORD, read_record
+from bench.errors import SettingError
+from bench.files import make_folder, write_atomic, write_new
 from bench.prefetch import prefetch
 from bench.progress import progress
 from bench.records import Checkpoint, EstimatorCard, EstimatorRequest
@@ -107,18 +110,18 @@ def make_masks(request: MaskRequest) -> Path:
 def _make(plan: _Plan, todo: Sequence[str], request: MaskRequest) -> None:
     wanted = EstimatorRequest(card=plan.card, checkpoint=plan.checkpoint, options=plan.options, device=plan.device)
     estimator: Estimator = registry.load(plan.card.factory)(wanted)
-    plan.folder.begin()
     size = request.batch_size or _BATCH[plan.device.partition(":")[0]]
     workers = request.workers if request.workers >= 0 else min(os.cpu_count() or 1, _MOST_WORKERS)
     without = []
-    try:
-        with progress(len(plan.names), "masks", done=len(plan.names) - len(todo)) as tick:
-            for name, written in _stream(plan, estimator, todo, size, workers):
-                if not written:
-                    without.append(name)
-                tick(1)
-    finally:
-        plan.folder.add_without(without)
+    with plan.folder.claimed():
+        try:
+            with progress(len(plan.names), "masks", done=len(plan.names) - len(todo)) as tick:
+                for name, written in _stream(plan, estimator, todo, size, workers):
+                    if not written:
+                        without.append(name)
+                    tick(1)
+        finally:
+            plan.folder.add_without(without)
 
 
 def _stream(
@@ -254,13 +257,12 @@ def _names(dataset: FolderDataset, split: str | None) -> tuple[str, ...]:
 
 # --- the folder of masks -------------------------------------------------------------------------------------
 
-_FORMAT = 1
 _SUFFIX = ".png"
 
 
 @dataclass(slots=True)
 class _MaskFolder:
-    """A folder of masks that were all made in one way, which masks.json tells.
+    """A folder of masks that were all made in one way, which masks.json tells; one command at a time writes to it.
 
     settings: that way, plain data. without: names of pictures that have no mask since they hold too little foreground.
     """
@@ -275,31 +277,61 @@ class _MaskFolder:
 
         Raises SettingError when it holds masks that were made otherwise, and StorageError for a damaged record.
         """
-        wanted = json.loads(json.dumps(settings))
-        folder = cls(path, wanted, frozenset())
-        record = folder._read()
-        if record is None:
-            if path.is_dir() and any(path.glob(f"*{_SUFFIX}")):
-                raise SettingError(f"{path} holds masks that `bench masks` did not make: {_FIX}")
-            return folder
-        if record["settings"] == wanted:
-            folder.without = frozenset(record["without"])
-        elif record["without"] or any(path.glob(f"*{_SUFFIX}")):
-            changed = "; ".join(differences(record["settings"], wanted))
-            raise SettingError(
-                f"{path} holds masks that were made otherwise ({changed}): ask for the same, delete that folder, or "
-                f"{_FIX}"
-            )
+        folder = cls(path, json.loads(json.dumps(settings)), frozenset())
+        folder._compare()
         return folder
 
     @property
     def record_path(self) -> Path:
-        return self.path / "masks.json"
+        return self.path / RECORD
 
-    def begin(self) -> None:
-        """Write the record; StorageError where the folder cannot be written."""
-        record = {"format": _FORMAT, "settings": self.settings, "without": sorted(self.without)}
-        write_atomic(self.record_path, (json.dumps(record, indent=1) + "\n").encode(), fix=_FIX)
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder for this command alone, with its record written before any mask.
+
+        What was seen when the folder was opened is looked at again: a network was loaded in between, and another
+        command may have begun. Raises SettingError where one is at work there or has made masks in another way, and
+        StorageError where the folder cannot be written.
+        """
+        make_folder(self.path, fix=_FIX)
+        with _locked(self.path):
+            record = self._compare()
+            if record is None:
+                self._write_first()
+            elif record["settings"] != self.settings:
+                self._write()
+            yield
+
+    def _compare(self) -> dict[str, Any] | None:
+        """The record that is there; the names of pictures without a mask are taken from it."""
+        record = read_record(self.record_path)
+        begun = self.path.is_dir() and any(self.path.glob(f"*{_SUFFIX}"))
+        if record is None:
+            if begun:
+                raise SettingError(f"{self.path} holds masks that `bench masks` did not make: {_FIX}")
+        elif record["settings"] == self.settings:
+            self.without = frozenset(record["without"])
+        elif record["without"] or begun:
+            changed = "; ".join(differences(record["settings"], self.settings))
+            raise SettingError(
+                f"{self.path} holds masks that were made otherwise ({changed}): ask for the same, delete that folder, "
+                f"or {_FIX}"
+            )
+        return record
+
+    def _write_first(self) -> None:
+        """Where folders cannot be locked, this tells two commands apart that begin in the same moment."""
+        try:
+            write_new(self.record_path, self._record(), fix=_FIX)
+        except FileExistsError:
+            raise SettingError(_BUSY.format(self.path)) from None
+
+    def _write(self) -> None:
+        write_atomic(self.record_path, self._record(), fix=_FIX)
+
+    def _record(self) -> bytes:
+        record = {"format": FORMAT, "settings": self.settings, "without": sorted(self.without)}
+        return (json.dumps(record, indent=1) + "\n").encode()
 
     def done(self, names: Iterable[str]) -> set[str]:
         """Those of the pictures that are not to be looked at again."""
@@ -320,15 +352,32 @@ class _MaskFolder:
         more = self.without | set(names)
         if more != self.without:
             self.without = more
-            self.begin()
+            self._write()
 
-    def _read(self) -> dict[str, Any] | None:
+
+_BUSY = "another `bench masks` is writing to {}: wait for its end, or " + _FIX
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock on a folder, which the system takes back when the process ends, however it ends.
+
+    It leaves no file behind. Some systems and network disks cannot lock a folder; there it does nothing.
+    Raises SettingError where another process holds it.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            record = json.loads(self.record_path.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.record_path} cannot be read ({error}): {_FIX}") from error
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise StorageError(f"{self.record_path} is not what `bench masks` writes: {_FIX}")
-        return record
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise SettingError(_BUSY.format(folder)) from error
+            log.debug("%s cannot be locked: %s", folder, error)
+        yield
+    finally:
+        os.close(descriptor)

@@ -226,21 +226,10 @@ def _parts(expected: Mapping[str, Shape], parts: Collection[str]) -> frozenset[s
     return frozenset({key.partition(".")[0] for key in expected if "." in key} | set(parts))
 
 
-_HEADS = frozenset(
-    {
-        "attn_pool",
-        "classif",
-        "classifier",
-        "fc",
-        "fc_norm",
-        "global_pool",
-        "head",
-        "head_dist",
-        "heads",
-        "last_linear",
-        "pre_logits",
-    }  # fmt: skip
-)
+_HEADS = (
+    "attn_pool", "classif", "classifier", "fc", "fc_norm", "global_pool", "head", "head_dist", "heads", "last_linear",
+    "pre_logits",
+)  # fmt: skip
 """Children that timm's networks have and that come after the last map: a head of any kind may lie in them."""
 
 _TENSORS_BESIDE = frozenset({"mask_token", "proj", "queue"})

@@ -6,6 +6,9 @@ import csv
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.datasets import FolderDataset
+from bench import masks
+from bench.datasets import FolderDataset, maskrecord
 from bench.estimators import basnet, contrast, u2net
 from bench.networks.u2net import U2Net
 
@@ -270,6 +274,93 @@ def test_masks_made_otherwise_do_not_mix(bench, pictures, small, tmp_path):
     assert files_of(folder) == before
 
 
+def test_two_commands_of_different_settings_at_once(pictures, tmp_path):
+    """Two processes that begin together: one makes all masks, the other is refused, and the record is the first's."""
+    folder = tmp_path / "masks"
+    begin = "import sys; from bench.cli import main; sys.argv[0] = 'bench'; main()"
+    words = ["masks", "--estimator", "contrast", "--dataset", str(pictures), "--output", str(folder)]
+    more = ["--set", "contrast.segments=60", "--set", "smallest=0.02"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", begin, *words, *given], stderr=subprocess.PIPE, text=True)
+        for given in ([], more)
+    ]
+    ended = [(process.communicate()[1], process.returncode) for process in processes]
+    assert sorted(status for _, status in ended) == [0, 2], ended
+    (line,) = [err.splitlines()[-1] for err, status in ended if status == 2]
+    assert "is writing to" in line or "made otherwise" in line
+    first = ended[0][1] == 0
+    assert record_of(folder)["settings"]["estimator"]["options"]["segments"] == (250 if first else 60)
+    assert len(files_of(folder)) == 8
+
+
+@pytest.mark.parametrize("settings", [(), ("--set", "threshold=0.6")], ids=["the same", "others"])
+def test_a_command_that_comes_while_another_is_at_work_is_refused(bench, pictures, monkeypatch, settings):
+    """Between the first's check of the folder and its first mask, and while it writes."""
+    make, refused = contrast.build, []
+
+    def build(request):
+        monkeypatch.setattr(contrast, "build", make)
+        estimator = make(request)
+        saliency = estimator.saliency
+
+        def interrupted(prepared):
+            if not refused:
+                refused.append(the_line(bench(*CONTRAST, "--dataset", pictures, *settings)))
+            return saliency(prepared)
+
+        monkeypatch.setattr(estimator, "saliency", interrupted)
+        return estimator
+
+    monkeypatch.setattr(contrast, "build", build)
+    status, _, err = bench(*CONTRAST, "--dataset", pictures)
+    assert status == 0, err
+    assert "another `bench masks` is writing to" in refused[0]
+    assert "name another folder with --output" in refused[0]
+    assert record_of(pictures / "saliency_contrast")["settings"]["masks"]["threshold"] == 0.5
+    assert len(files_of(pictures / "saliency_contrast")) == 8
+
+
+def test_what_another_command_made_meanwhile_is_compared_again(bench, pictures, monkeypatch):
+    """The second begins after the first has looked at the folder, and ends before the first writes."""
+    make = contrast.build
+
+    def build(request):
+        monkeypatch.setattr(contrast, "build", make)
+        assert bench(*CONTRAST, "--dataset", pictures, "--set", "threshold=0.6")[0] == 0
+        return make(request)
+
+    monkeypatch.setattr(contrast, "build", build)
+    line = the_line(bench(*CONTRAST, "--dataset", pictures))
+    assert "made otherwise (masks.threshold: 0.6 there, 0.5 here)" in line
+    assert record_of(pictures / "saliency_contrast")["settings"]["masks"]["threshold"] == 0.6
+
+
+def test_folders_that_cannot_be_locked(bench, pictures, monkeypatch):
+    """The record is created once; who finds it made in the same moment gives way."""
+
+    def no_locks(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert bench(*CONTRAST, "--dataset", pictures, "--limit", 3)[0] == 0
+    record = pictures / "saliency_contrast" / "masks.json"
+    kept = record.read_bytes()
+    for path in (pictures / "saliency_contrast").iterdir():
+        path.unlink()
+    seen = maskrecord.read_record
+
+    def late(path):
+        found = seen(path)
+        if found is None and path.parent.is_dir():
+            path.write_bytes(kept)
+        return found
+
+    calls = iter([seen, late])
+    monkeypatch.setattr(masks, "read_record", lambda path: next(calls)(path))
+    assert "another `bench masks` is writing to" in the_line(bench(*CONTRAST, "--dataset", pictures))
+    assert record.read_bytes() == kept
+
+
 def test_a_folder_begun_without_success_binds_nobody(bench, pictures):
     """A record without masks: the next command may choose other settings."""
     folder = pictures / "saliency_contrast"
@@ -301,7 +392,7 @@ def test_a_data_set_that_cannot_be_written_to(bench, pictures, tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     line = the_line(bench(*CONTRAST, "--dataset", pictures))
-    assert "saliency_contrast/masks.json cannot be written" in line
+    assert "saliency_contrast cannot be written" in line
     assert "name another folder with --output" in line
     status, _, err = bench(*CONTRAST, "--dataset", pictures, "--output", tmp_path / "masks")
     assert status == 0, err
@@ -365,3 +456,81 @@ def test_from_a_bare_folder_to_coloured_maps(bench, pictures, tmp_path):
         assert painted.mode == "P"
         assert np.array(painted).shape == (48 + seed, 64 - seed)
         assert np.array(painted).max() <= 3
+
+
+@pytest.fixture
+def plain(bench, voc) -> Path:
+    """A data set of which one picture of either split has no foreground, with the masks that were made of it.
+
+    saliency_written/ holds the same masks, and an empty one of each of the two.
+    """
+    for name in ("val2", "train1"):
+        path = next((voc / "JPEGImages").glob(f"{name}.*"))
+        size = Image.open(path).size
+        path.unlink()
+        Image.new("RGB", size, (90, 120, 130)).save(path.with_suffix(".png"))
+    assert bench(*CONTRAST, "--dataset", voc)[0] == 0
+    assert record_of(voc / "saliency_contrast")["without"] == ["train1", "val2"]
+    shutil.copytree(voc / "saliency_contrast", voc / "saliency_written")
+    (voc / "saliency_written" / "masks.json").unlink()
+    for name in ("val2", "train1"):
+        size = Image.open(voc / "JPEGImages" / f"{name}.png").size
+        Image.new("L", size).save(voc / "saliency_written" / f"{name}.png")
+    return voc
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--protocol", "kmeans", "--set", "kmeans.unit=object"),
+        ("--protocol", "kmeans", "--set", "kmeans.unit=pixel"),
+        ("--protocol", "overclustering", "--clusters", "4"),
+        ("--protocol", "retrieval"),
+    ],
+    ids=["objects", "pixels", "more clusters", "retrieval"],
+)
+def test_pictures_without_a_mask_are_all_background(bench, plain, words):
+    """The same figures as with an empty mask in a file; how many they are is said."""
+    found = {}
+    for name in ("contrast", "written"):
+        masks = f"{words[1]}.foreground=masks:{name}"
+        status, out, err = bench(
+            "eval", "--method", "colour", "--dataset", plain, "--seeds", 1, *words, "--set", masks, "--json"
+        )
+        assert status == 0, err
+        found[name] = [row["per_seed"] for row in json.loads(out)]
+        told = "1 of 6 pictures have no foreground, as the record of the set contrast says: they are all background"
+        assert (told in err) == (name == "contrast")
+    assert found["contrast"] == found["written"]
+
+
+def test_training_leaves_pictures_without_foreground_out(bench, plain, tmp_path):
+    """Also where a missing mask is an error: none is missing."""
+    words = ("train", "maskcontrast", "--dataset", plain, "--masks", "contrast", "--output", tmp_path / "run")
+    small = ("batch=2", "queue=4", "augment.size=32", "warmup=0", "masks.missing=error")
+    changes = [word for change in small for word in ("--set", change)]
+    status, _, err = bench(*words, *changes, "--device", "cpu", "--steps", 1, "--workers", 0)
+    assert status == 0, err
+    assert "1 pictures have no foreground, as the record of the set contrast" in err
+    assert "3 pictures of the split train with masks contrast" in err
+    for name in ("train0", "train2", "train3"):
+        (plain / "saliency_contrast" / f"{name}.png").unlink()
+    line = the_line(bench(*words[:-1], tmp_path / "other", "--set", "masks.missing=skip", "--steps", 1))
+    assert "no other has a mask: nothing can be learnt" in line
+
+
+def test_doctor_counts_pictures_without_foreground(bench, plain):
+    out = bench("doctor", "--dataset", plain)[1]
+    assert "tiny val: 1 of 6 pictures are all background in the masks contrast" in out
+    assert "in the masks written" not in out
+
+
+def test_masks_that_are_missing_are_refused_still(bench, plain):
+    """Of a picture that the record does not name, and of all where the record is damaged."""
+    words = ("eval", "--method", "colour", "--protocol", "kmeans", "--dataset", plain, "--seeds", 1)
+    (plain / "saliency_contrast" / "val0.png").unlink()
+    line = the_line(bench(*words, "--set", "kmeans.foreground=masks:contrast"))
+    assert "1 of 6 pictures have no mask in the set contrast" in line
+    (plain / "saliency_contrast" / "masks.json").write_text("{}")
+    line = the_line(bench(*words, "--set", "kmeans.foreground=masks:contrast"))
+    assert "masks.json is not what `bench masks` writes: restore it" in line

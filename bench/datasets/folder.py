@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import images
+from bench.datasets.maskrecord import pictures_without
 from bench.errors import DatasetError
 from bench.records import IGNORE, DatasetCard
 
@@ -217,24 +218,34 @@ class FolderDataset:
         return mask_set in self._layout.masks or _is_path(mask_set)
 
     def has_mask(self, name: str, mask_set: str) -> bool:
-        """True when the set has a file for the picture."""
-        return self._find_mask(name, mask_set) is not None
+        """True when the set has a file for the picture, or its record says that the picture has no foreground."""
+        return self._find_mask(name, mask_set) is not None or name in pictures_without(self._mask_folder(mask_set))
+
+    def without_foreground(self, names: Sequence[str], mask_set: str) -> tuple[str, ...]:
+        """Those of the pictures that have no file in a set since `bench masks` found too little foreground in them."""
+        known = pictures_without(self._mask_folder(mask_set))
+        return tuple(name for name in names if name in known and self._find_mask(name, mask_set) is None)
 
     def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:
         """Saliency mask of a picture, bool (H, W), see `mask_as_stored`.
 
-        Raises DatasetError also when its size is not the picture's.
+        All False for a picture `without_foreground`. Raises DatasetError also when its size is not the picture's.
         """
         mask = self.mask_as_stored(name, mask_set)
-        self._check_size(name, self.mask_path(name, mask_set), mask.shape)
+        path = self._find_mask(name, mask_set)
+        if path is not None:
+            self._check_size(name, path, mask.shape)
         return mask
 
     def mask_as_stored(self, name: str, mask_set: str) -> NDArray[np.bool_]:
         """Saliency mask of a picture at its file's own size, bool (H, W), as `read_mask` reads it.
 
+        All False, at the picture's size, for a picture `without_foreground`.
         Raises DatasetError when there is no such set or file, for a file that is no mask, and for a set of which one
         file holds 0 and 1 alone while another goes up to 255: the 1 may be a probability of 1/255 there.
         """
+        if self.without_foreground((name,), mask_set):
+            return np.zeros(self.size(name), np.bool_)
         path = self.mask_path(name, mask_set)
         grey = images.read_grey(path)
         mask = images.mask_of(grey, path)

@@ -87,6 +87,10 @@ class PictureFiles:
         """Never."""
         return False
 
+    def without_foreground(self, names: Sequence[str], mask_set: str) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def mask(self, name: str, mask_set: str) -> NDArray[np.bool_]:
         """Raises DatasetError."""
         raise DatasetError(f"{self._paths[name]} was given without masks: {mask_set} needs a data set")

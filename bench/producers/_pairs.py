@@ -69,10 +69,13 @@ class Pictures:
         """
         mask_set = _mask_set(dataset, masks.name)
         listed = dataset.names(split)
-        names = tuple(name for name in listed if dataset.has_mask(name, mask_set))
-        there = set(names)
+        empty = dataset.without_foreground(listed, mask_set)
+        there = {name for name in listed if dataset.has_mask(name, mask_set)}
+        filled = there.difference(empty)
+        names = tuple(name for name in listed if name in filled)
         missing = tuple(name for name in listed if name not in there)
         _judge_missing(dataset, mask_set, missing, len(listed), masks.missing)
+        _judge_empty(dataset, mask_set, empty, names)
         odd, unusable = _survey(dataset, names, mask_set, masks)
         orphans = dataset.masks_without_picture(mask_set)
         if orphans:
@@ -81,6 +84,7 @@ class Pictures:
             **facts_of(dataset, split, names),
             "masks": mask_set,
             "mask_fingerprint": dataset.mask_fingerprint(names, mask_set),
+            "without_foreground": len(empty),
             "without_mask": len(missing),
             "without_mask_first": list(missing[:_NAMES_KEPT]),
             "masks_without_picture": orphans,
@@ -119,6 +123,16 @@ def _mask_set(dataset: FolderDataset, wanted: str) -> str:
         f"{dataset.root} has no masks of salient objects to learn from: put one PNG per picture (0 and 255) into "
         f"{dataset.root}/saliency_NAME/"
     )
+
+
+def _judge_empty(dataset: FolderDataset, mask_set: str, empty: Sequence[str], others: Sequence[str]) -> None:
+    """Of the pictures that the set knows to have no foreground: there is no object in them to learn from."""
+    if not empty:
+        return
+    what = f"{len(empty)} pictures have no foreground, as the record of the set {mask_set} of {dataset.root} says"
+    if not others:
+        raise DatasetError(f"{what}, and no other has a mask: nothing can be learnt; choose another set with --masks")
+    log.info("%s, the first is %r: all background, left out", what, empty[0])
 
 
 def _judge_missing(dataset: FolderDataset, mask_set: str, missing: Sequence[str], listed: int, rule: str) -> None:

@@ -168,9 +168,9 @@ def test_linear_finetuned_files_of_another_body(tmp_path):
     adapter = build(str(tmp_path / "x.pth"), tmp_path)
     assert state_sha256(adapter.body) == state_sha256(wanted)
     assert adapter.taps["classes"].channels == 4
-    with pytest.raises(CheckpointError, match="architecture resnet18, not resnet50: drop --set maskcontrast.arch"):
+    with pytest.raises(CheckpointError, match=r"architecture resnet18, not resnet50: drop --set maskcontrast\.arch"):
         build(str(tmp_path / "x.pth"), tmp_path, arch="resnet50")
-    with pytest.raises(SettingError, match="no embedding: drop --set maskcontrast.embedding=random"):
+    with pytest.raises(SettingError, match=r"no embedding: drop --set maskcontrast\.embedding=random"):
         build(str(tmp_path / "x.pth"), tmp_path, embedding="random")
 
 
