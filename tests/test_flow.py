@@ -86,15 +86,27 @@ def headline(output: str) -> dict:
     return {name: [s["scores"] for s in row["per_seed"]] for name, row in rows_of(output).items()}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [("--workers", 0), ("--workers", 3), ("--batch-size", 1), ("--batch-size", 5)],
-    ids=lambda change: "".join(map(str, change)),
-)
-def test_a_score_does_not_depend_on_workers_or_batches(bench, voc, change):
+def test_a_score_does_not_depend_on_workers(bench, voc):
     words = ("--method", "timm:resnet18@random", "--again")
     plain = headline(bench(*floors(voc, *words))[1])
-    assert headline(bench(*floors(voc, *words, *change))[1]) == plain
+    for workers in (0, 3):
+        assert headline(bench(*floors(voc, *words, "--workers", workers))[1]) == plain
+
+
+def test_a_score_depends_on_the_size_of_batches_by_rounding_alone(bench, voc):
+    """Floors read each picture by itself. A convolution over other batches may take other kernels, whose maps differ
+    by 4e-7 of their largest value; K-means then moves few pixels, if any.
+    """
+    words = ("--method", "timm:resnet18@random", "--again")
+    plain = headline(bench(*floors(voc, *words))[1])
+    for size in (1, 5):
+        other = headline(bench(*floors(voc, *words, "--batch-size", size))[1])
+        for name, seeds in plain.items():
+            if name[0] in FLOORS:
+                assert other[name] == seeds
+            for one, two in zip(seeds, other[name], strict=True):
+                for rule, figures in one.items():
+                    assert two[rule]["miou"] == pytest.approx(figures["miou"], abs=5e-3), (name, rule)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
