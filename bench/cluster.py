@@ -22,7 +22,9 @@ from bench.errors import InternalError, MismatchError, SettingError
 
 __all__ = [
     "ENGINES",
+    "MINIBATCH_STARTS",
     "RANK_TOLERANCE",
+    "Effort",
     "KMeansResult",
     "Moments",
     "Reduction",
@@ -233,14 +235,21 @@ def _principal(covariance: NDArray[np.float64], most: int) -> tuple[NDArray[np.f
 
 
 def kmeans_plus_plus(
-    x: Floats, k: int, seed: int, *, weights: Weights | None = None, tick: Tick | None = None
+    x: Floats,
+    k: int,
+    seed: int | np.random.SeedSequence,
+    *,
+    candidates: int = 1,
+    weights: Weights | None = None,
+    tick: Tick | None = None,
 ) -> Floats:
-    """k-means++ starts (Arthur & Vassilvitskii 2007, one draw per centre), float32 (k, d).
+    """k-means++ starts (Arthur & Vassilvitskii 2007), float32 (k, d).
 
-    The first k' of k starts are the k' starts of the same seed: one call serves several numbers of clusters.
+    candidates: draws per centre, of which the one that leaves the least sum of squared distances is taken ("greedy"
+    where there are several). It must not depend on k: then the first k' of k starts are the k' starts of the same seed.
     Where there are fewer distinct vectors than k, vectors repeat. weights: float64 (n,), how often each vector stands
     for itself (1 where None). tick(1) is called per centre.
-    Memory: four arrays of n numbers beside x.
+    Memory: 2 + `candidates` arrays of n numbers beside x.
     """
     if k < 1 or len(x) == 0:
         raise SettingError(f"cannot start {k} clusters on {len(x)} vectors: both must be at least 1")
@@ -252,31 +261,39 @@ def kmeans_plus_plus(
     trust = np.float32(1 - 4 * np.sqrt(x.shape[1]) * np.finfo(np.float32).eps)
     norms = np.concatenate([_squares(block) for _, block in _blocks(x, mean)]) * trust
     closest = np.full(len(x), np.inf, np.float32)
-    distances = np.empty_like(closest)
+    distances = np.empty((candidates, len(x)), np.float32)
     chosen = np.empty(k, np.int64)
-    chosen[0] = rng.integers(len(x)) if weights is None else _draw(weights, rng.random())
     for i in range(k):
         if i:
-            chosen[i] = _draw(closest if weights is None else closest * weights, rng.random())
+            drawn = _draw(closest if weights is None else closest * weights, rng.random(candidates))
+        else:
+            drawn = rng.integers(len(x), size=1) if weights is None else _draw(weights, rng.random(1))
         # |x - m|² + |c - m|² - 2 (x - m)·(c - m), centred for accuracy without a centred copy of x
-        centre = x[chosen[i]] - mean
-        np.matmul(x, -2 * centre, out=distances)
-        distances += trust * (centre @ centre) + 2 * (mean @ centre)
-        distances += norms
-        np.minimum(closest, distances, out=closest)
-        np.maximum(closest, 0, out=closest)
-        closest[chosen[i]] = 0
+        centres = x[drawn] - mean
+        found = np.matmul(-2 * centres, x.T, out=distances[: len(drawn)])
+        found += (trust * _squares(centres) + 2 * (centres @ mean))[:, None]
+        found += norms
+        np.minimum(found, closest, out=found)
+        np.maximum(found, 0, out=found)
+        found[np.arange(len(drawn)), drawn] = 0
+        best = 0 if len(drawn) == 1 else int(_potentials(found, weights).argmin())
+        chosen[i], closest[:] = drawn[best], found[best]
         if tick is not None:
             tick(1)
     return x[chosen]
 
 
-def _draw(masses: NDArray[Any], drawn: float) -> int:
-    """The place where the running sum of `masses` passes the share `drawn` of the whole; any place where all are 0."""
+def _draw(masses: NDArray[Any], drawn: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where the running sum of `masses` passes the shares `drawn` of the whole; any places where all are 0."""
     cumulated = np.cumsum(masses, dtype=np.float64)
     if cumulated[-1] == 0:
-        return int(drawn * len(masses))
-    return min(int(np.searchsorted(cumulated, drawn * cumulated[-1], side="right")), len(masses) - 1)
+        return (drawn * len(masses)).astype(np.int64)
+    return np.minimum(np.searchsorted(cumulated, drawn * cumulated[-1], side="right"), len(masses) - 1)
+
+
+def _potentials(distances: Floats, weights: Weights | None) -> NDArray[np.float64]:
+    """What each candidate's distances (candidates, n) sum to."""
+    return distances.sum(1, dtype=np.float64) if weights is None else np.asarray(distances @ weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- engines
@@ -401,23 +418,86 @@ class KMeansResult:
         return replace(self, centroids=_scaled(self.centroids, by), inertia=self.inertia * 4.0**by)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard K-means tries, for as many vectors and clusters as there may be.
+
+    Of `starts` starts of `kmeans_plus_plus`, each centre the best of so many `candidates`, `finished` are finished by
+    Lloyd's algorithm on all vectors, and the one of least inertia counts. Where that is fewer than all, each start
+    makes `passes` of the algorithm first, and those of least inertia are finished from where they stand.
+    sample: starts are drawn, and make those passes, among so many vectors; 0 = all (see `_sample`).
+    """
+
+    starts: int = 1
+    candidates: int = 1
+    sample: int = 0
+    passes: int = 0
+    finished: int = 1
+
+    def steps(self, k: int, iterations: int) -> int:
+        """What all calls of `tick` sum to: centres drawn and passes made."""
+        short = self.starts * self.passes if self.finished < self.starts else 0
+        return self.starts * k + short + min(self.finished, self.starts) * iterations
+
+
 def kmeans(
     x: Floats,
     k: int,
     seed: int,
     *,
     engine: str,
+    effort: Effort | None = None,
     iterations: int = 100,
     tolerance: float = 1e-4,
     device: str = "cpu",
     weights: Weights | None = None,
     tick: Tick | None = None,
 ) -> KMeansResult:
-    """`lloyd` from the starts of `kmeans_plus_plus`."""
-    start = kmeans_plus_plus(x, k, seed, weights=weights, tick=tick)
-    return lloyd(
-        x, start, engine=engine, iterations=iterations, tolerance=tolerance, device=device, weights=weights, tick=tick
-    )
+    """The best clustering that an effort finds, by default `lloyd` from one start: a function of (x, k, seed) alone.
+
+    What it says of iterations, convergence and empty clusters is of the run that was finished best, on all vectors.
+    tick: its calls sum to `effort.steps`.
+    """
+    effort = effort or Effort()
+    rows, repeats = _sample(x, k, seed, effort.sample, weights)
+
+    def run(rows: Floats, start: Floats, most: int, repeats: Weights | None) -> KMeansResult:
+        return lloyd(
+            rows, start, engine=engine, iterations=most, tolerance=tolerance, device=device, weights=repeats, tick=tick
+        )
+
+    starts = [
+        kmeans_plus_plus(rows, k, state, candidates=effort.candidates, weights=repeats, tick=tick)
+        for state in _states(seed, effort.starts)
+    ]
+    if effort.finished < effort.starts:
+        tried = [run(rows, start, effort.passes, repeats) for start in starts]
+        tried.sort(key=lambda found: found.inertia)
+        starts = [found.centroids for found in tried[: effort.finished]]
+    return min((run(x, start, iterations, weights) for start in starts), key=lambda found: found.inertia)
+
+
+def _states(seed: int, starts: int) -> list[int | np.random.SeedSequence]:
+    """What each start is drawn from; the first is that of the seed alone."""
+    return [seed, *(np.random.SeedSequence(seed, spawn_key=(number,)) for number in range(1, starts))]
+
+
+_PER_CLUSTER = 16  # vectors of a sample per cluster, at least: among fewer, clusters are mostly chance
+
+
+def _sample(x: Floats, k: int, seed: int, most: int, weights: Weights | None) -> tuple[Floats, Weights | None]:
+    """Vectors for the starts, and their weights: `most` of x, one from each of so many equal parts in their order.
+
+    With weights, the parts are of equal weight, and a vector may be drawn several times. All of x where there are no
+    more than `most`, where `most` is 0, or less than 16 per cluster.
+    """
+    if len(x) <= most or most < _PER_CLUSTER * k:
+        return x, weights
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+    places = (np.arange(most) + rng.random(most)) / most
+    if weights is None:
+        return x[np.minimum((places * len(x)).astype(np.int64), len(x) - 1)], None
+    return x[_draw(weights, places)], None
 
 
 def lloyd(
@@ -436,7 +516,8 @@ def lloyd(
     x: float32 (n, d), C-contiguous. start: (K, d). It stops when no label changes, when the summed squared move of the
     centroids is at most `tolerance` times the mean variance of the dimensions, or after `iterations`.
     A cluster that loses its last vector keeps its centroid, and may win vectors again.
-    weights: float64 (n,): the result is that of x with each vector repeated so often. tick(1) is called per pass.
+    weights: float64 (n,): the result is that of x with each vector repeated so often.
+    tick: called once per pass, and at the end with what is left of `iterations`.
     """
     _require_float32(x)
     if by := exponent(x):
@@ -468,6 +549,8 @@ def lloyd(
             centroids = moved
         if tick is not None:
             tick(1)
+    if tick is not None and passes < iterations:
+        tick(iterations - passes)
     final = centroids.astype(np.float32)
     if not settled:
         _label(x, offset, prepare(final), labels)
@@ -491,7 +574,11 @@ def assign(x: Floats, centroids: Floats, engine: str, device: str = "cpu") -> La
     return labels
 
 
-def minibatch_kmeans(x: Floats, k: int, seed: int, batch: int = 1000, n_init: int = 3) -> KMeansResult:
+MINIBATCH_STARTS = 3
+"""scikit-learn's default at the time of the released MaskContrast code."""
+
+
+def minibatch_kmeans(x: Floats, k: int, seed: int, batch: int = 1000, n_init: int = MINIBATCH_STARTS) -> KMeansResult:
     """scikit-learn's MiniBatchKMeans with `random_state=seed`: the algorithm of the released MaskContrast code."""
     from sklearn.cluster import MiniBatchKMeans
 

@@ -322,11 +322,13 @@ class Variant:
     """One row to be made: its settings, final, and what the reader of the row has to know about them.
 
     seeded: False where nothing depends on the seed, so that one is enough.
+    headline: the matching rule of its headline, where that is not the card's.
     """
 
     settings: Any
     notes: tuple[str, ...] = ()
     seeded: bool = True
+    headline: str = ""
 
 
 @dataclass(slots=True)

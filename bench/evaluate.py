@@ -286,7 +286,7 @@ def _evaluate_row(
     row = Row.of(
         run,
         per_seed,
-        headline={"rule": choice.card.headline, "metric": "miou"},
+        headline={"rule": variant.headline or choice.card.headline, "metric": "miou"},
         notes=list(dict.fromkeys(notes)),
         provenance={
             **provenance(session.runtime.device, session.runtime.precision),

@@ -18,7 +18,7 @@ from bench.distinct import Gatherer, multiplicities, spread_out
 from bench.errors import SettingError
 from bench.settings import ObjectSettings, mask_set
 
-from ._settings import ClusterSettings, settle
+from ._settings import ClusterSettings, effort_note, settle, with_effort
 
 if TYPE_CHECKING:
     from bench.cluster import KMeansResult, Reduction
@@ -159,7 +159,7 @@ def _outcome(
         assignments=held,
         arrays={"centroids": found["centroids"]},
         shared={name: reduced[name] for name in ("mean", "scale", "components", "explained") if name in reduced},
-        notes=rank_notes(settings, reduced["vectors"].shape[1]),
+        notes=(*rank_notes(settings, reduced["vectors"].shape[1]), effort_note(settings)),
         facts={name: found[name].item() for name in FACTS},
     )
 
@@ -300,22 +300,24 @@ def cluster_vectors(
     state = settings.first_state + seed
     if settings.algorithm == "minibatch":
         return cluster.minibatch_kmeans(vectors, clusters, state)
-    best: KMeansResult | None = None
-    steps = settings.restarts * (clusters + settings.iterations)
-    with work.progress(steps, f"K={clusters}, seed {seed}") as tick:
-        for restart in range(settings.restarts):
-            found = cluster.kmeans(
-                vectors,
-                clusters,
-                state if restart == 0 else int(np.random.SeedSequence([state, restart]).generate_state(1)[0]),
-                engine=settings.engine,
-                iterations=settings.iterations,
-                tolerance=settings.tolerance,
-                device=work.device,
-                weights=weights,
-                tick=tick,
-            )
-            if best is None or found.inertia < best.inertia:
-                best = found
-    assert best is not None
-    return best
+    settings = with_effort(settings)
+    effort = cluster.Effort(
+        starts=settings.restarts,
+        candidates=settings.candidates,
+        sample=settings.sample,
+        passes=settings.passes,
+        finished=settings.finished,
+    )
+    with work.progress(effort.steps(clusters, settings.iterations), f"K={clusters}, seed {seed}") as tick:
+        return cluster.kmeans(
+            vectors,
+            clusters,
+            state,
+            engine=settings.engine,
+            effort=effort,
+            iterations=settings.iterations,
+            tolerance=settings.tolerance,
+            device=work.device,
+            weights=weights,
+            tick=tick,
+        )

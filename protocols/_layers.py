@@ -19,9 +19,9 @@ from bench.settings import deciding
 
 from . import _clustering
 from ._draw import held_out
-from ._settings import ClusterSettings
+from ._settings import RULES, ClusterSettings, OverclusteredSettings
 
-__all__ = ["choice_note", "many_to_one", "one_to_one", "predict"]
+__all__ = ["by_matching", "choice_note", "one_to_one", "predict"]
 
 JUDGES = (0, 1, 2)
 """Seeds of the clusterings whose mean chooses: of single ones, chance would choose between layers that are close."""
@@ -32,9 +32,9 @@ def one_to_one(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
     return _run(work, settings, seed, "one_to_one_iou")
 
 
-def many_to_one(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
-    """The same, chosen by the mIoU under many-to-one matching."""
-    return _run(work, settings, seed, "many_to_one_iou")
+def by_matching(work: Work, settings: OverclusteredSettings, seed: int) -> Outcome:
+    """The same, chosen by the mIoU under the rule that the settings name."""
+    return _run(work, settings, seed, RULES[settings.matching])
 
 
 def predict(work: Work, settings: ClusterSettings, arrays: Mapping[str, NDArray[Any]]) -> Painting:

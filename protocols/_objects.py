@@ -15,7 +15,7 @@ from bench.objects import Objects, paint_objects
 from bench.settings import ObjectSettings, mask_set
 
 from ._clustering import FACTS, cluster_vectors, dimensions, fit_reduction, rank_notes, reduced_block, source_of
-from ._settings import ClusterSettings
+from ._settings import ClusterSettings, effort_note
 
 __all__ = ["pooled", "run_objects"]
 
@@ -44,7 +44,8 @@ def run_objects(work: Work, settings: ClusterSettings, seed: int) -> Outcome:
         ids[scored.found] = 1 + cluster.assign(own, found.centroids, settings.engine, work.device)
     else:
         ids[scored.found] = 1 + (found.labels if settings.blank == "skip" else found.labels[scored.found])
-    outcome = _outcome(scored, ids, clusters, notes=(*notes, *rank_notes(settings, reduced.shape[1])))
+    notes = (*notes, *rank_notes(settings, reduced.shape[1]), effort_note(settings))
+    outcome = _outcome(scored, ids, clusters, notes=notes)
     outcome.arrays["centroids"] = found.centroids
     outcome.facts |= {name: float(getattr(found, name)) for name in FACTS}
     if reduction is not None:

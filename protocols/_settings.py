@@ -11,8 +11,24 @@ from bench.errors import SettingError
 from bench.records import Choice, Preset, Source
 from bench.settings import ObjectSettings, setting
 
-__all__ = ["PRESETS", "ClusterSettings", "Countable", "countable", "engine_for", "settle"]
+__all__ = [
+    "PRESETS",
+    "RULES",
+    "ClusterSettings",
+    "Countable",
+    "OverclusteredSettings",
+    "countable",
+    "effort_note",
+    "engine_for",
+    "settle",
+    "with_effort",
+]
 
+MINIBATCH_STARTS = 3
+EFFORT = ("restarts", "candidates", "sample", "passes", "finished")
+"""The settings that say how hard K-means tries."""
+
+Matching = Literal["many", "one-at-classes", "one"]
 Engine = Literal["auto", "faiss", "sklearn", "torch"]
 
 PIXEL_DIMENSIONS = 32
@@ -49,8 +65,18 @@ class ClusterSettings(ObjectSettings):
     tolerance: float = setting(
         1e-4, "stop when the squared shift of the centroids is below this × the mean variance", minimum=0
     )
-    restarts: int = setting(
-        0, "starts of Lloyd's algorithm, the one of least inertia counts; 0: 10 for objects, 1 for pixels", minimum=0
+    restarts: int = setting(20, "starts of K-means; the clustering of least inertia counts", minimum=0)
+    candidates: int = setting(
+        3, "draws per centre of a start, the best of which is taken; 1: plain k-means++", minimum=0
+    )
+    sample: int = setting(
+        16384, "starts are drawn and tried among so many vectors; 0, or where there are fewer: among all", minimum=0
+    )
+    passes: int = setting(10, "passes of Lloyd's algorithm by which starts are compared", minimum=0)
+    finished: int = setting(
+        2,
+        "so many of the best starts go on, on all vectors, up to `iterations` more; as many as restarts: all do",
+        minimum=0,
     )
     blank: Literal["skip", "zero"] = setting(
         "skip", "pictures without foreground are left out of the clustering of objects, or take part as zero vectors"
@@ -70,6 +96,20 @@ class ClusterSettings(ObjectSettings):
         return "pictures" if self.fit == "train" else "nothing"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OverclusteredSettings(ClusterSettings):
+    """The same with how clusters are matched, for rows of many K."""
+
+    matching: Matching = setting(
+        "many",
+        "each cluster takes the class it overlaps best (many); each class one cluster (one); one-at-classes: one where "
+        "K is the number of classes, else many",
+    )
+
+
+RULES = {"many": "many_to_one_iou", "one": "one_to_one_iou"}
+"""The matching rule of the headline, by a settled `matching`."""
+
 _SHARED = {
     "unit": Choice("auto", Source.SEED, "MaskContrast's objects, other methods' pixels"),
     "foreground": Choice("auto", Source.SEED, "the method's own saliency head"),
@@ -84,7 +124,10 @@ _SHARED = {
     ),
     "whiten": Choice(True, Source.OURS, "the supplement does not say; the released evaluator whitens"),
     "blank": Choice("skip", Source.OURS, "a picture without foreground has no object"),
-    "restarts": Choice(0, Source.OURS, "not stated; objects are few, and single starts differ much"),
+    **{
+        name: Choice(value, Source.OURS, "not stated; as good as ten full starts (results/effort.md), for any unit")
+        for name, value in {"restarts": 20, "candidates": 3, "sample": 16384, "passes": 10, "finished": 2}.items()
+    },
     "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
     "iterations": Choice(50, Source.OURS, "not stated; twice the default of faiss"),
     "fit": Choice("eval", Source.CODE, "clusters are fitted on the pictures they are scored on"),
@@ -93,13 +136,13 @@ _SHARED = {
 PRESETS = (
     Preset(
         name="paper",
-        version=2,
+        version=3,
         summary="512×512; objects of the method's foreground, L2-normalised, else all pixels, PCA 32, whitened",
         choices={"size": Choice("512", Source.CODE, "the released evaluation config"), **_SHARED},
     ),
     Preset(
         name="paper-search",
-        version=1,
+        version=2,
         summary="as `paper`, on every layer of features; the one that is best on the scored split counts",
         choices={
             "size": Choice("512", Source.CODE, "the released evaluation config"),
@@ -110,13 +153,13 @@ PRESETS = (
     ),
     Preset(
         name="native",
-        version=2,
+        version=3,
         summary="as `paper`, each picture at its own size",
         choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_SHARED},
     ),
     Preset(
         name="released-code",
-        version=1,
+        version=2,
         summary="what the released code of MaskContrast does with objects: weighted by logits, PCA, mini-batches",
         choices={
             "size": Choice("512", Source.CODE, "segmentation/utils/common_config.py"),
@@ -130,7 +173,8 @@ PRESETS = (
             "normalize": Choice("l2", Source.CODE, ""),
             "pca": Choice(32, Source.CODE, "fitted on all objects, the full dimension"),
             "whiten": Choice(True, Source.CODE, ""),
-            "algorithm": Choice("minibatch", Source.CODE, "batches of 1000, 3 starts (the default of that time)"),
+            "algorithm": Choice("minibatch", Source.CODE, "batches of 1000"),
+            "restarts": Choice(3, Source.CODE, "scikit-learn's default of that time"),
             "first_state": Choice(1234, Source.CODE, "segmentation/kmeans.py: random_state 1234 to 1238"),
             "fit": Choice("eval", Source.CODE, ""),
         },
@@ -178,8 +222,35 @@ def settle(settings: ClusterSettings, own_foreground: bool) -> ClusterSettings:
         background=background,
         normalize=settings.normalize if settings.normalize != "auto" else "l2" if objects else "none",
         pca=settings.pca if settings.pca != "auto" else 0 if objects else PIXEL_DIMENSIONS,
-        restarts=settings.restarts or (10 if objects else 1),
     )
+
+
+def with_effort(settings: ClusterSettings) -> ClusterSettings:
+    """The settings with those of effort as they are read: 0 for what is not, so that one effort has one record."""
+    if settings.algorithm == "minibatch":
+        return dataclasses.replace(settings, restarts=MINIBATCH_STARTS, candidates=0, sample=0, passes=0, finished=0)
+    starts = max(settings.restarts, 1)
+    finished = min(max(settings.finished, 1), starts)
+    return dataclasses.replace(
+        settings,
+        restarts=starts,
+        candidates=max(settings.candidates, 1),
+        passes=0 if finished == starts else settings.passes,
+        finished=finished,
+    )
+
+
+def effort_note(settings: ClusterSettings) -> str:
+    """How hard K-means tried, for the reader of a table."""
+    settings = with_effort(settings)
+    starts = f"K-means: {settings.restarts} start{'s'[: settings.restarts > 1]}"
+    if settings.algorithm == "minibatch":
+        return f"{starts} by mini-batches of 1,000"
+    among = f" among {settings.sample:,} vectors" if settings.sample else ""
+    if settings.finished == settings.restarts:
+        return f"{starts}{among}, finished on all"
+    passes = f"{settings.passes} pass{'es' if settings.passes != 1 else ''}"
+    return f"{starts} of {passes}{among}, the best {settings.finished} finished on all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +295,7 @@ def engine_for(settings: ClusterSettings, scope: Scope) -> Engine:
     from bench import cluster
 
     if settings.algorithm == "minibatch":
-        unread = sorted(scope.explicit & {"engine", "iterations", "tolerance", "restarts"})
+        unread = sorted(scope.explicit & {"engine", "iterations", "tolerance", *EFFORT})
         if unread:
             raise SettingError(
                 f"algorithm=minibatch does not read {', '.join(unread)}: drop it, or use algorithm=lloyd"

@@ -13,7 +13,7 @@ from bench.contracts import Scope, Variant
 from bench.errors import SettingError
 from bench.records import ProtocolCard
 
-from ._settings import PRESETS, ClusterSettings, Engine, countable, engine_for
+from ._settings import PRESETS, ClusterSettings, Engine, countable, engine_for, with_effort
 
 __all__ = ["CARD", "expand"]
 
@@ -53,7 +53,10 @@ def expand(settings: ClusterSettings, scope: Scope) -> list[Variant]:
         clusters = found.vectors
         notes = (f"K was cut from {wanted} classes to {clusters}, the number of vectors",)
     final = dataclasses.replace(
-        settings, clusters=clusters, engine=engine_for(settings, scope), whiten=settings.whiten and settings.pca != 0
+        with_effort(settings),
+        clusters=clusters,
+        engine=engine_for(settings, scope),
+        whiten=settings.whiten and settings.pca != 0,
     )
     return [Variant(settings=final, notes=notes)]
 

@@ -1,7 +1,8 @@
 """K-means with more clusters than classes, each cluster taking the class it overlaps best.
 
 Supplement of arXiv 2102.06191, section 4 and Table 1: K of 21, 50, 100, 200 and 500 on PASCAL VOC. The supplement does
-not state the many-to-one rule; the released code gives each cluster the class of largest IoU, which is the headline.
+not state the many-to-one rule; the released code gives each cluster the class of largest IoU, which is the headline;
+at K = number of classes that code matches one to one, and so does the preset `released-code`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 
 from bench.contracts import Scope, Variant
 from bench.errors import SettingError
-from bench.records import ProtocolCard
+from bench.records import Choice, Preset, ProtocolCard, Source
 from bench.settings import setting
 
-from ._settings import PRESETS, ClusterSettings, countable, engine_for
+from ._settings import PRESETS, RULES, Matching, OverclusteredSettings, countable, engine_for, with_effort
 
 __all__ = ["CARD", "OverclusteringSettings", "expand"]
 
@@ -23,7 +24,7 @@ MORE = (50, 100, 200, 500)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverclusteringSettings(ClusterSettings):
+class OverclusteringSettings(OverclusteredSettings):
     """As for `kmeans`, with a list of K; a row holds one K."""
 
     clusters: tuple[int, ...] = setting(
@@ -31,12 +32,20 @@ class OverclusteringSettings(ClusterSettings):
     )  # type: ignore[assignment]
 
 
+def _with_matching(preset: Preset) -> Preset:
+    """The preset of K-means with the rule that the released code follows, where it is the one of that name."""
+    if preset.name != "released-code":
+        return preset
+    rule = Choice("one-at-classes", Source.CODE, "segmentation/utils/kmeans_utils.py: Hungarian on IoU at 21 clusters")
+    return dataclasses.replace(preset, choices={**preset.choices, "matching": rule})
+
+
 CARD = ProtocolCard(
     name="overclustering",
     summary="K-means with many K from one feature pass, many-to-one matching",
-    run="bench.protocols._layers:many_to_one",
+    run="bench.protocols._layers:by_matching",
     settings=OverclusteringSettings,
-    presets=PRESETS,
+    presets=tuple(_with_matching(preset) for preset in PRESETS),
     headline="many_to_one_iou",
     layers=True,
     expand="bench.protocols.overclustering:expand",
@@ -51,8 +60,8 @@ def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
     Of objects there are at most as many as pictures; where there turn out to be fewer, K is cut by the run itself.
     """
     wanted = tuple(dict.fromkeys(settings.clusters)) or (scope.classes, *(k for k in MORE if k > scope.classes))
-    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ClusterSettings)}
-    found = countable(ClusterSettings(**{**base, "clusters": 0}), scope, min(wanted))
+    base = _one_row(settings, 0)
+    found = countable(base, scope, min(wanted))
     vectors, unit = found.vectors if found.vectors is not None else found.pictures, found.unit
     notes: tuple[str, ...] = ()
     if found.vectors is not None and settings.clusters and max(wanted) > found.vectors:
@@ -71,5 +80,26 @@ def expand(settings: OverclusteringSettings, scope: Scope) -> list[Variant]:
                 "smaller ones with --clusters"
             )
         wanted = kept
-    base |= {"engine": engine_for(settings, scope), "whiten": settings.whiten and settings.pca != 0}
-    return [Variant(settings=ClusterSettings(**{**base, "clusters": k}), notes=notes) for k in wanted]
+    rows = [
+        dataclasses.replace(
+            with_effort(base),
+            clusters=k,
+            engine=engine_for(settings, scope),
+            whiten=settings.whiten and settings.pca != 0,
+            matching=_settled(settings.matching, k, scope.classes),
+        )
+        for k in wanted
+    ]
+    return [Variant(settings=row, notes=notes, headline=RULES[row.matching]) for row in rows]
+
+
+def _one_row(settings: OverclusteringSettings, clusters: int) -> OverclusteredSettings:
+    """The settings of a row, whose K is one number."""
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(OverclusteredSettings)}
+    return OverclusteredSettings(**{**fields, "clusters": clusters})
+
+
+def _settled(matching: Matching, clusters: int, classes: int) -> Matching:
+    if matching == "one-at-classes":
+        return "one" if clusters == classes else "many"
+    return matching
