@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ _GRAM_ROWS = 4096  # vectors per matrix product
 _EXACT_WIDTH = 512  # up to this width the products run in float64 too: above, it would double the time of the PCA
 _BLOCK = 1 << 21  # numbers per block of vectors: large enough that starting the threads of an engine costs nothing
 _TORCH_DISTANCES = 1 << 21  # distances per matrix product on a CPU: few enough to stay in the processor's cache
+_DISTANCES = 1 << 21  # distances per matrix product of several starts
 _SUM_ROWS = 8192  # vectors summed in float32 before float64 takes over
 _TINY = float(np.finfo(np.float32).tiny)
 _ORDINARY = 40  # magnitudes up to 2^40, and down to 2^-40, have squares and differences that float32 holds
@@ -234,53 +235,84 @@ def _principal(covariance: NDArray[np.float64], most: int) -> tuple[NDArray[np.f
 # --------------------------------------------------------------------------------------------------------------- starts
 
 
+Seed = int | np.random.SeedSequence
+
+
 def kmeans_plus_plus(
     x: Floats,
     k: int,
-    seed: int | np.random.SeedSequence,
+    seeds: Sequence[Seed],
     *,
     candidates: int = 1,
     weights: Weights | None = None,
     tick: Tick | None = None,
 ) -> Floats:
-    """k-means++ starts (Arthur & Vassilvitskii 2007), float32 (k, d).
+    """k-means++ starts (Arthur & Vassilvitskii 2007), one per seed, float32 (starts, k, d).
 
     candidates: draws per centre, of which the one that leaves the least sum of squared distances is taken ("greedy"
-    where there are several). It must not depend on k: then the first k' of k starts are the k' starts of the same seed.
-    Where there are fewer distinct vectors than k, vectors repeat. weights: float64 (n,), how often each vector stands
-    for itself (1 where None). tick(1) is called per centre.
-    Memory: 2 + `candidates` arrays of n numbers beside x.
+    where there are several). It must not depend on k: then the first k' centres of k are those of k' from the same
+    seeds. Where there are fewer distinct vectors than k, vectors repeat. weights: float64 (n,), how often each vector
+    stands for itself (1 where None). tick: called with 1 for every centre of every start.
+    Memory: 8 MB, or `candidates` arrays of n numbers where these are more, and one such array per start, beside x.
     """
     if k < 1 or len(x) == 0:
         raise SettingError(f"cannot start {k} clusters on {len(x)} vectors: both must be at least 1")
     if by := exponent(x):
-        return _scaled(kmeans_plus_plus(_scaled(x, -by), k, seed, weights=weights, tick=tick), by)
-    rng = np.random.default_rng(seed)
+        scaled = _scaled(x, -by)
+        return _scaled(kmeans_plus_plus(scaled, k, seeds, candidates=candidates, weights=weights, tick=tick), by)
     mean, _ = _spread(x, weights)
     # Rounding gives copies of a centre a small distance, and their number a large sum: what rounding explains is 0.
     trust = np.float32(1 - 4 * np.sqrt(x.shape[1]) * np.finfo(np.float32).eps)
     norms = np.concatenate([_squares(block) for _, block in _blocks(x, mean)]) * trust
-    closest = np.full(len(x), np.inf, np.float32)
-    distances = np.empty((candidates, len(x)), np.float32)
-    chosen = np.empty(k, np.int64)
+
+    def distances(chosen: NDArray[np.int64], out: Floats) -> None:
+        # |x - m|² + |c - m|² - 2 (x - m)·(c - m), centred for accuracy without a centred copy of x
+        centres = x[chosen] - mean
+        np.matmul(-2 * centres, x.T, out=out)
+        out += (trust * _squares(centres) + 2 * (centres @ mean))[:, None]
+        out += norms
+        out[np.arange(len(chosen)), chosen] = 0
+
+    together = max(_DISTANCES // (candidates * len(x)), 1)
+    groups = [seeds[first : first + together] for first in range(0, len(seeds), together)]
+    return np.concatenate([x[_start(distances, len(x), k, group, candidates, weights, tick)] for group in groups])
+
+
+def _start(
+    distances: Callable[[NDArray[np.int64], Floats], None],
+    number: int,
+    k: int,
+    seeds: Sequence[Seed],
+    candidates: int,
+    weights: Weights | None,
+    tick: Tick | None,
+) -> NDArray[np.int64]:
+    """Which of so many vectors the centres of each start are, (starts, k); distances: from some to all, written."""
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    chosen = np.empty((len(seeds), k), np.int64)
+    if weights is None:
+        chosen[:, 0] = [rng.integers(number) for rng in generators]
+    else:
+        chosen[:, 0] = [_draw(weights, rng.random(1))[0] for rng in generators]
+    closest = np.empty((len(seeds), number), np.float32)
+    distances(chosen[:, 0], closest)
+    np.maximum(closest, 0, out=closest)
+    found = np.empty((len(seeds), candidates, number), np.float32)
+    each = np.arange(len(seeds))
     for i in range(k):
         if i:
-            drawn = _draw(closest if weights is None else closest * weights, rng.random(candidates))
-        else:
-            drawn = rng.integers(len(x), size=1) if weights is None else _draw(weights, rng.random(1))
-        # |x - m|² + |c - m|² - 2 (x - m)·(c - m), centred for accuracy without a centred copy of x
-        centres = x[drawn] - mean
-        found = np.matmul(-2 * centres, x.T, out=distances[: len(drawn)])
-        found += (trust * _squares(centres) + 2 * (centres @ mean))[:, None]
-        found += norms
-        np.minimum(found, closest, out=found)
-        np.maximum(found, 0, out=found)
-        found[np.arange(len(drawn)), drawn] = 0
-        best = 0 if len(drawn) == 1 else int(_potentials(found, weights).argmin())
-        chosen[i], closest[:] = drawn[best], found[best]
+            masses = closest if weights is None else closest * weights
+            pairs = zip(masses, generators, strict=True)
+            drawn = np.stack([_draw(row, rng.random(candidates)) for row, rng in pairs])
+            distances(drawn.reshape(-1), found.reshape(-1, number))
+            np.minimum(found, closest[:, None], out=found)
+            np.maximum(found, 0, out=found)
+            best = _potentials(found, weights).argmin(1) if candidates > 1 else np.zeros_like(each)
+            chosen[:, i] = drawn[each, best]
+            closest[:] = found[each, best]
         if tick is not None:
-            tick(1)
-    return x[chosen]
+            tick(len(seeds))
+    return chosen
 
 
 def _draw(masses: NDArray[Any], drawn: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -291,9 +323,9 @@ def _draw(masses: NDArray[Any], drawn: NDArray[np.float64]) -> NDArray[np.int64]
     return np.minimum(np.searchsorted(cumulated, drawn * cumulated[-1], side="right"), len(masses) - 1)
 
 
-def _potentials(distances: Floats, weights: Weights | None) -> NDArray[np.float64]:
-    """What each candidate's distances (candidates, n) sum to."""
-    return distances.sum(1, dtype=np.float64) if weights is None else np.asarray(distances @ weights)
+def _potentials(distances: Floats, weights: Weights | None) -> NDArray[np.floating[Any]]:
+    """What the distances of each candidate (..., n) sum to."""
+    return distances.sum(-1) if weights is None else np.asarray(distances @ weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- engines
@@ -466,10 +498,9 @@ def kmeans(
             rows, start, engine=engine, iterations=most, tolerance=tolerance, device=device, weights=repeats, tick=tick
         )
 
-    starts = [
-        kmeans_plus_plus(rows, k, state, candidates=effort.candidates, weights=repeats, tick=tick)
-        for state in _states(seed, effort.starts)
-    ]
+    starts: Sequence[Floats] = kmeans_plus_plus(
+        rows, k, _seeds(seed, effort.starts), candidates=effort.candidates, weights=repeats, tick=tick
+    )
     if effort.finished < effort.starts:
         tried = [run(rows, start, effort.passes, repeats) for start in starts]
         tried.sort(key=lambda found: found.inertia)
@@ -477,7 +508,7 @@ def kmeans(
     return min((run(x, start, iterations, weights) for start in starts), key=lambda found: found.inertia)
 
 
-def _states(seed: int, starts: int) -> list[int | np.random.SeedSequence]:
+def _seeds(seed: int, starts: int) -> list[Seed]:
     """What each start is drawn from; the first is that of the seed alone."""
     return [seed, *(np.random.SeedSequence(seed, spawn_key=(number,)) for number in range(1, starts))]
 
