@@ -170,16 +170,45 @@ def test_a_negative_number_of_dimensions_is_refused():
 # --------------------------------------------------------------------------------------------------------------- starts
 
 
-def test_fewer_starts_are_the_first_of_more():
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fewer_centres_are_the_first_of_more(candidates, weighted):
     x, _ = blobs()
-    many = cluster.kmeans_plus_plus(x, 40, seed=3)
-    np.testing.assert_array_equal(cluster.kmeans_plus_plus(x, 7, seed=3), many[:7])
-    assert not np.array_equal(cluster.kmeans_plus_plus(x, 7, seed=4), many[:7])
+    how = {"candidates": candidates, "weights": np.random.default_rng(0).integers(1, 9, len(x)) * 1.0}
+    if not weighted:
+        del how["weights"]
+    many = cluster.kmeans_plus_plus(x, 40, [3, 4, 5], **how)
+    assert many.shape == (3, 40, 8)
+    np.testing.assert_array_equal(cluster.kmeans_plus_plus(x, 7, [3, 4, 5], **how), many[:, :7])
+    assert not np.array_equal(many[0], many[1])
+
+
+def test_every_start_is_that_of_its_seed_however_many_are_made_together(monkeypatch):
+    x, _ = blobs(spread=1.0)
+    together = cluster.kmeans_plus_plus(x, 9, range(6), candidates=3)
+    alone = np.stack([cluster.kmeans_plus_plus(x, 9, [seed], candidates=3)[0] for seed in range(6)])
+    monkeypatch.setattr(cluster, "_DISTANCES", 1)
+    assert np.mean(cluster.kmeans_plus_plus(x, 9, range(6), candidates=3) == alone) == 1
+    # products of other shapes differ in the last bit, by which a draw may rarely fall on the next vector
+    assert np.mean((together == alone).all((1, 2))) >= 5 / 6
+
+
+def test_the_best_of_several_draws_starts_nearer_to_the_end():
+    x, _ = blobs(groups=12)
+
+    def potential(starts):
+        return np.square(x[:, None].astype(np.float64) - starts[None]).sum(2).min(1).sum()
+
+    plain, greedy = (cluster.kmeans_plus_plus(x, 12, range(15), candidates=number) for number in (1, 3))
+    theirs = [kmeans_plusplus(x, 12, random_state=seed, n_local_trials=3)[0] for seed in range(15)]
+    ours = np.mean([potential(starts) for starts in greedy])
+    assert ours < 0.8 * np.mean([potential(starts) for starts in plain])
+    assert ours == pytest.approx(np.mean([potential(starts) for starts in theirs]), rel=0.5)
 
 
 def test_starts_are_vectors_and_distinct():
     x, _ = blobs(n=300)
-    starts = cluster.kmeans_plus_plus(x, 300, seed=0)
+    starts = cluster.kmeans_plus_plus(x, 300, [0])[0]
     np.testing.assert_array_equal(np.unique(starts, axis=0), np.unique(x, axis=0))
 
 
@@ -188,7 +217,7 @@ def test_starts_are_drawn_by_squared_distance(offset):
     """Three places at distances 1 and 3 from the first: the second centre is drawn in proportion 1 : 9."""
     places = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]], np.float32) + np.float32(offset)
     x = np.repeat(places, [10_000, 10, 10], axis=0)
-    second = [cluster.kmeans_plus_plus(x, 2, seed) for seed in range(400)]
+    second = [cluster.kmeans_plus_plus(x, 2, [seed])[0] for seed in range(400)]
     second = [pair[1] for pair in second if (pair[0] == places[0]).all()]
     far = np.mean([(centre == places[2]).all() for centre in second])
     assert not any((centre == places[0]).all() for centre in second)
@@ -202,7 +231,7 @@ def test_starts_cover_separate_groups_as_well_as_scikit_learn():
     def potential(starts):
         return np.square(x[:, None].astype(np.float64) - starts[None]).sum(2).min(1).sum()
 
-    ours = np.median([potential(cluster.kmeans_plus_plus(x, 12, seed)) for seed in range(15)])
+    ours = np.median([potential(cluster.kmeans_plus_plus(x, 12, [seed])[0]) for seed in range(15)])
     plain = [kmeans_plusplus(x, 12, random_state=seed, n_local_trials=1)[0] for seed in range(15)]
     at_random = [x[np.random.default_rng(seed).choice(len(x), 12, replace=False)] for seed in range(15)]
     assert ours < 2 * np.median([potential(starts) for starts in plain])
@@ -212,7 +241,7 @@ def test_starts_cover_separate_groups_as_well_as_scikit_learn():
 def test_starts_repeat_where_vectors_do():
     distinct = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32) * 10
     x = np.repeat(distinct, [1, 4000, 4000, 3, 1], axis=0)
-    starts = cluster.kmeans_plus_plus(x, 9, seed=1)
+    starts = cluster.kmeans_plus_plus(x, 9, [1])[0]
     assert len(np.unique(starts[:5], axis=0)) == 5
     assert starts.shape == (9, 6)
 
@@ -220,7 +249,7 @@ def test_starts_repeat_where_vectors_do():
 @pytest.mark.parametrize(("n", "k"), [(0, 2), (5, 0)])
 def test_starts_need_vectors_and_clusters(n, k):
     with pytest.raises(SettingError, match=f"cannot start {k} clusters on {n} vectors"):
-        cluster.kmeans_plus_plus(np.zeros((n, 3), np.float32), k, 0)
+        cluster.kmeans_plus_plus(np.zeros((n, 3), np.float32), k, [0])
 
 
 # -------------------------------------------------------------------------------------------------------------- engines
@@ -230,7 +259,7 @@ def test_starts_need_vectors_and_clusters(n, k):
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_lloyd_agrees_with_scikit_learn_from_the_same_start(engine, offset):
     x, _ = blobs(groups=12, spread=1.0, offset=offset)
-    start = cluster.kmeans_plus_plus(x, 9, seed=0)
+    start = cluster.kmeans_plus_plus(x, 9, [0])[0]
     expected = KMeans(9, init=start.astype(np.float64), n_init=1, tol=0, max_iter=200).fit(x.astype(np.float64))
     result = cluster.lloyd(x, start, engine=engine, iterations=200, tolerance=0)
     assert result.converged
@@ -244,7 +273,7 @@ def test_lloyd_agrees_with_scikit_learn_from_the_same_start(engine, offset):
 @pytest.mark.parametrize("iterations", [1, 8, 100])
 def test_engines_agree_from_the_same_start(clusters, iterations):
     x, _ = blobs(n=20_000, width=16, groups=40, spread=1.0)
-    start = cluster.kmeans_plus_plus(x, clusters, seed=1)
+    start = cluster.kmeans_plus_plus(x, clusters, [1])[0]
     names = [name for name in cluster.ENGINES if name != "faiss" or cluster.faiss_available()]
     first, *others = [cluster.lloyd(x, start, engine=name, iterations=iterations) for name in names]
     for other in others:
@@ -321,7 +350,7 @@ def test_clear_groups_are_found(engine):
 
 def test_tolerance_stops_early():
     x, _ = blobs(spread=2.0)
-    start = cluster.kmeans_plus_plus(x, 10, seed=0)
+    start = cluster.kmeans_plus_plus(x, 10, [0])[0]
     exact = cluster.lloyd(x, start, engine="torch", iterations=500, tolerance=0)
     early = cluster.lloyd(x, start, engine="torch", iterations=500, tolerance=1e-3)
     assert early.converged
@@ -340,11 +369,99 @@ def test_the_same_seed_gives_the_same_bits(engine):
     assert not np.array_equal(one.centroids, other.centroids)
 
 
-def test_progress_is_told():
+@pytest.mark.parametrize("most", [2, 100])
+@pytest.mark.parametrize(
+    "effort",
+    [
+        cluster.Effort(),
+        cluster.Effort(starts=4, candidates=2, passes=3, finished=2),
+        cluster.Effort(starts=3, finished=3, passes=9),
+        cluster.Effort(starts=5, sample=200, passes=2),
+    ],
+)
+def test_progress_is_told(effort, most):
     x, _ = blobs(n=500)
     ticks: list[int] = []
-    result = cluster.kmeans(x, 6, 0, engine="torch", tick=ticks.append)
-    assert sum(ticks) == 6 + result.iterations
+    cluster.kmeans(x, 6, 0, engine="torch", effort=effort, iterations=most, tick=ticks.append)
+    assert sum(ticks) == effort.steps(6, most)
+    assert cluster.Effort(starts=4, passes=3, finished=2).steps(6, 50) == 4 * 6 + 4 * 3 + 2 * 50
+    assert cluster.Effort(starts=4, passes=3, finished=4).steps(6, 50) == 4 * 6 + 4 * 50
+
+
+# --------------------------------------------------------------------------------------------------------------- effort
+
+PRESET = cluster.Effort(starts=20, candidates=3, sample=2048, passes=10, finished=2)
+
+
+def inertias(x, k, effort, seeds=5, **how):
+    return np.array([cluster.kmeans(x, k, s, engine="torch", effort=effort, **how).inertia for s in range(seeds)])
+
+
+@pytest.mark.parametrize(("groups", "width", "spread", "k"), [(15, 16, 1.5, 8), (40, 8, 1.0, 20)])
+def test_short_starts_among_a_sample_are_as_good_as_ten_full_ones(groups, width, spread, k):
+    """Groups that overlap, twice as many as there are clusters."""
+    x, _ = blobs(n=8000, width=width, groups=groups, spread=spread)
+    ten = inertias(x, k, cluster.Effort(starts=10, finished=10)).mean()
+    assert inertias(x, k, cluster.Effort()).mean() > 1.02 * ten
+    assert inertias(x, k, PRESET).mean() < 1.001 * ten
+
+
+@pytest.mark.parametrize("k", [8, 19, 49])
+def test_the_same_effort_does_as_well_on_few_vectors(k):
+    """As on objects: 150 of them, of unit length."""
+    x = cluster.normalize_l2(blobs(n=150, width=64, groups=9, spread=3.0)[0])
+    ten = inertias(x, k, cluster.Effort(starts=10, finished=10)).mean()
+    assert inertias(x, k, PRESET).mean() < 1.001 * ten < inertias(x, k, cluster.Effort()).mean()
+
+
+def test_finishing_every_start_is_the_best_of_full_runs():
+    x, _ = blobs(n=600, spread=1.5)
+    effort = cluster.Effort(starts=4, finished=4, passes=1)
+    found = cluster.kmeans(x, 9, 5, engine="torch", effort=effort)
+    seeds = [5, *(np.random.SeedSequence(5, spawn_key=(number,)) for number in (1, 2, 3))]
+    runs = [cluster.lloyd(x, start, engine="torch") for start in cluster.kmeans_plus_plus(x, 9, seeds)]
+    best = min(runs, key=lambda run: run.inertia)
+    np.testing.assert_array_equal(found.labels, best.labels)
+    assert found.inertia == best.inertia
+    assert found.inertia <= cluster.kmeans(x, 9, 5, engine="torch").inertia
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_effort_is_a_function_of_vectors_clusters_and_seed(engine):
+    x, _ = blobs(n=5000, spread=1.5)
+    one, same, other = (cluster.kmeans(x, 9, seed, engine=engine, effort=PRESET) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.labels, same.labels)
+    np.testing.assert_array_equal(one.centroids, same.centroids)
+    assert one.inertia == same.inertia
+    assert not np.array_equal(one.centroids, other.centroids)
+    assert one.labels.shape == (5000,)
+
+
+def test_a_sample_lies_evenly_and_weights_are_repetitions():
+    """One vector in each of as many equal parts, the same of weighted vectors and of their repetitions."""
+    x = np.arange(9000, dtype=np.float32)[:, None]
+    rows, weights = cluster._sample(x, 5, 3, 100, None)
+    assert weights is None
+    np.testing.assert_array_equal(rows[:, 0] // 90, np.arange(100))
+    assert len(np.unique(rows % 90)) > 40
+    times = np.random.default_rng(0).integers(1, 9, 9000)
+    drawn, _ = cluster._sample(x, 5, 3, 100, times.astype(np.float64))
+    repeated, _ = cluster._sample(np.repeat(x, times, axis=0), 5, 3, 100, None)
+    np.testing.assert_array_equal(drawn, repeated)
+    whole = np.ones(9000)
+    for k, most in ((5, 9000), (5, 0), (7, 100)):  # none left out, none wanted, less than 16 for each cluster
+        assert cluster._sample(x, k, 3, most, whole) == (x, whole)
+
+
+def test_efforts_of_weighted_vectors_are_those_of_repeated_ones():
+    rng = np.random.default_rng(0)
+    distinct = rng.standard_normal((40, 3)).astype(np.float32)
+    times = rng.integers(1, 30, 40)
+    repeated = np.repeat(distinct, times, axis=0)
+    effort = cluster.Effort(starts=20, candidates=3, passes=10, finished=2)
+    weighted = inertias(distinct, 5, effort, weights=times.astype(np.float64))
+    assert weighted.min() == pytest.approx(inertias(repeated, 5, effort).min(), rel=1e-5)
+    assert weighted.mean() < 1.001 * inertias(repeated, 5, cluster.Effort(starts=10, finished=10)).mean()
 
 
 def test_mini_batches_are_those_of_scikit_learn():
@@ -386,7 +503,7 @@ def test_the_gpu_agrees_with_the_cpu(engine):
     if engine == "faiss" and not cluster.faiss_available():
         pytest.skip("no faiss in this environment")
     x, _ = blobs(n=20_000, width=16, groups=40, spread=1.0)
-    start = cluster.kmeans_plus_plus(x, 20, seed=1)
+    start = cluster.kmeans_plus_plus(x, 20, [1])[0]
     cpu = cluster.lloyd(x, start, engine="torch")
     gpu = cluster.lloyd(x, start, engine=engine, device="cuda")
     assert np.mean(cpu.labels == gpu.labels) >= 0.999
@@ -411,7 +528,7 @@ def test_weighted_starts_are_drawn_by_weight():
     """First starts: one vector in four, with three quarters of the weight, is drawn three times in four."""
     x = np.eye(4, dtype=np.float32)
     weights = np.array([9.0, 1.0, 1.0, 1.0])
-    first = [int(cluster.kmeans_plus_plus(x, 1, seed, weights=weights)[0].argmax()) for seed in range(400)]
+    first = [int(cluster.kmeans_plus_plus(x, 1, [seed], weights=weights)[0, 0].argmax()) for seed in range(400)]
     assert 0.68 < np.mean(np.array(first) == 0) < 0.82
 
 

@@ -51,8 +51,8 @@ def measure() -> dict[str, Any]:
     """
     x = data()
     most = max(CLUSTERS)
-    starts = cluster.kmeans_plus_plus(x, most, 0)
-    ours = min(seconds(cluster.kmeans_plus_plus, x, most, 0) for _ in range(3))
+    (starts,) = cluster.kmeans_plus_plus(x, most, [0])
+    ours = min(seconds(cluster.kmeans_plus_plus, x, most, [0]) for _ in range(3))
     theirs = seconds(lambda: kmeans_plusplus(x, most, random_state=0, n_local_trials=1))
     figures: dict[str, Any] = {"starts_s": {"ours": ours, "scikit-learn": theirs}, "starts_ratio": ours / theirs}
 
