@@ -320,7 +320,8 @@ def _draw(masses: NDArray[Any], drawn: NDArray[np.float64]) -> NDArray[np.int64]
     cumulated = np.cumsum(masses, dtype=np.float64)
     if cumulated[-1] == 0:
         return (drawn * len(masses)).astype(np.int64)
-    return np.minimum(np.searchsorted(cumulated, drawn * cumulated[-1], side="right"), len(masses) - 1)
+    places = np.searchsorted(cumulated, drawn * cumulated[-1], side="right")
+    return np.asarray(np.minimum(places, len(masses) - 1), np.int64)
 
 
 def _potentials(distances: Floats, weights: Weights | None) -> NDArray[np.floating[Any]]:
@@ -498,9 +499,8 @@ def kmeans(
             rows, start, engine=engine, iterations=most, tolerance=tolerance, device=device, weights=repeats, tick=tick
         )
 
-    starts: Sequence[Floats] = kmeans_plus_plus(
-        rows, k, _seeds(seed, effort.starts), candidates=effort.candidates, weights=repeats, tick=tick
-    )
+    seeds = _seeds(seed, effort.starts)
+    starts = list(kmeans_plus_plus(rows, k, seeds, candidates=effort.candidates, weights=repeats, tick=tick))
     if effort.finished < effort.starts:
         tried = [run(rows, start, effort.passes, repeats) for start in starts]
         tried.sort(key=lambda found: found.inertia)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bench.contracts import Scope
 from bench.errors import SettingError
@@ -27,6 +27,8 @@ __all__ = [
 MINIBATCH_STARTS = 3
 EFFORT = ("restarts", "candidates", "sample", "passes", "finished")
 """The settings that say how hard K-means tries."""
+
+Some = TypeVar("Some", bound="ClusterSettings")
 
 Matching = Literal["many", "one-at-classes", "one"]
 Engine = Literal["auto", "faiss", "sklearn", "torch"]
@@ -225,7 +227,7 @@ def settle(settings: ClusterSettings, own_foreground: bool) -> ClusterSettings:
     )
 
 
-def with_effort(settings: ClusterSettings) -> ClusterSettings:
+def with_effort(settings: Some) -> Some:
     """The settings with those of effort as they are read: 0 for what is not, so that one effort has one record."""
     if settings.algorithm == "minibatch":
         return dataclasses.replace(settings, restarts=MINIBATCH_STARTS, candidates=0, sample=0, passes=0, finished=0)

@@ -196,3 +196,16 @@ def test_retrieval_needs_a_foreground_and_another_split(bench, masked, retrieval
     assert "choose another with --split" in line
     line = refused(bench(*words, "--set", "retrieval.foreground=masks:true", "--set", "retrieval.classes=seven"))
     assert "classes=seven" in line
+
+
+def test_rows_of_the_released_code_match_one_to_one_at_the_number_of_classes(bench, masked):
+    """Three classes and two K: the headline of each row is by the rule of its K."""
+    words = ("--method", "colour", "--set", "foreground=masks:true", "--protocol")
+    released = evaluated(bench, masked, *words, "overclustering:released-code", "--clusters", "2,3")
+    assert [row["headline"]["rule"] for row in released] == ["many_to_one_iou", "one_to_one_iou"]
+    assert [row["run"]["settings"]["matching"] for row in released] == ["many", "one"]
+    native = evaluated(bench, masked, *words, "overclustering", "--clusters", "2,3")
+    assert [row["headline"]["rule"] for row in native] == ["many_to_one_iou", "many_to_one_iou"]
+    for row in (*released, *native):
+        assert any(note.startswith("K-means: ") for note in row["notes"])
+        assert {"restarts", "passes", "finished", "sample", "candidates"} <= set(row["run"]["settings"])
