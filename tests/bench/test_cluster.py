@@ -86,7 +86,7 @@ def test_reduction_agrees_with_scikit_learn(whiten, standardize):
 
 
 def test_wide_vectors_are_reduced_as_exactly():
-    x = correlated(3000, 700)
+    x = correlated(1000, 600)
     pca = PCA(8, svd_solver="full").fit(x.astype(np.float64))
     found, expected = cluster.fit_reduction(moments_of(x), 8, False, "none").apply(x), pca.transform(x)
     signs = np.sign((expected * found).sum(0))
@@ -216,7 +216,7 @@ def test_starts_are_vectors_and_distinct():
 def test_starts_are_drawn_by_squared_distance(offset):
     """Three places at distances 1 and 3 from the first: the second centre is drawn in proportion 1 : 9."""
     places = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]], np.float32) + np.float32(offset)
-    x = np.repeat(places, [10_000, 10, 10], axis=0)
+    x = np.repeat(places, [2_000, 10, 10], axis=0)
     second = [cluster.kmeans_plus_plus(x, 2, [seed])[0] for seed in range(400)]
     second = [pair[1] for pair in second if (pair[0] == places[0]).all()]
     far = np.mean([(centre == places[2]).all() for centre in second])

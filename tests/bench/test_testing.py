@@ -38,9 +38,10 @@ def test_classes_are_decided_where_the_protocol_says(at):
     scores = [[(0, each)] for each in logits]
     for found, heads in zip(work.paint_scores(work.maps(), scores, at=at), wanted, strict=True):
         assert np.array_equal(found, heads[0])
-    for head, counts in enumerate(work.count_scores(work.maps(), scores, at=at)):
-        tables = counts.dense()
+    for head, predicted in enumerate(work.count_scores(work.maps(), scores, at=at)):
+        tables = predicted.counts.dense()
         for index, label in enumerate(work.splits["eval"].labels):
+            assert np.array_equal(predicted.maps[index], wanted[index][head])
             for cluster, class_ in np.ndindex(CLASSES, CLASSES):
                 assert tables[index, cluster, class_] == np.sum((wanted[index][head] == cluster) & (label == class_))
 
