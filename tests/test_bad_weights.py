@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from bench import paths
@@ -98,6 +99,18 @@ def test_the_alexnet_for_the_resnet(bench, voc, write, tmp_path):
     write(paths.weights_dir() / "cmp_resnet50.pth.tar", "cmp_alexnet")
     line = line_of(bench(*asked("--method cmp", "resnet50"), "--dataset", voc))
     assert "this looks like a cmp file (as of cmp@alexnet)" in line
+
+
+DEEPER = [("supervised", "seresnet50", 10), ("moco_v2", "resnet101", 1000), ("timm:resnet50", "resnet101", 1000)]
+
+
+@pytest.mark.parametrize(("method", "network", "classes"), DEEPER)
+def test_a_network_of_which_the_one_named_is_a_part(bench, voc, tmp_path, method, network, classes):
+    with torch.device("meta"):
+        keys = timm.create_model(network, num_classes=classes).state_dict()
+    torch.save({key: torch.zeros(()).expand(value.shape) for key, value in keys.items()}, tmp_path / "x.pth")
+    line = line_of(bench(*asked(f"--method {method}", str(tmp_path / "x.pth")), "--dataset", voc))
+    assert f"these are the weights of timm's {network}: give them as --method timm:{network}@{tmp_path}" in line
 
 
 HALF = {

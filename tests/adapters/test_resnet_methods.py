@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,27 @@ def test_another_architecture_is_refused(name, tmp_path):
     with pytest.raises(CheckpointError, match=r"layer1\.0\.conv3\.weight.*timm's resnet18: give them") as error:
         build(CARDS[name], str(tmp_path / "r18.pth"), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", ["layer1.0.se.fc1.weight", "layer3.2.conv1.weight", "bn1.alpha"])
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("name", CARDS)
+def test_a_file_that_holds_more_than_the_network_is_refused(original, name, classes, more, tmp_path, monkeypatch):
+    """With torchvision's classifier it is in the layout of `supervised`, with another in none."""
+    monkeypatch.setattr(_resnet, "_likely", lambda state: "")
+    state = {**body(original, ""), more: torch.ones(4, 4), "fc.weight": torch.zeros(classes, 2048)}
+    torch.save({**state, "fc.bias": torch.zeros(classes)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth does not fit the network: .*1 unexpected: {more}"):
+        build(CARDS[name], str(tmp_path / "x.pth"), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "red"), [("swav", "0.228"), ("infomin", "0.229")])
+def test_the_normalisation_of_a_foreign_file_is_said(original, name, red, tmp_path, caplog):
+    torch.save({**body(original, ""), "fc.weight": torch.zeros(10, 2048)}, tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        adapter = build(CARDS[name], str(tmp_path / "x.pth"), tmp_path)
+    assert f"normalised as {name} has it (mean 0.485, 0.456, 0.406, standard deviation {red}, 0.224" in caplog.text
+    assert adapter.account["normalised_as"]["name"] == name
 
 
 def test_released_name_with_another_methods_file_is_refused(original, tmp_path):
