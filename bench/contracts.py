@@ -290,9 +290,9 @@ class Scope:
     vectors: cells of all maps of the scored split, of the coarsest of several taps; None while the method is not built.
     pictures: of the scored split. foreground: the method gives one of its own (None while it is not built yet).
     background: the data set has a background class.
-    train: pictures of the train split, None where it is not there. train_vectors: cells of all its maps, None while the
-    method is not built, and for a protocol that does not read that split. channels: width of the map that is read, None
-    while the method is not built.
+    train: pictures of the train split, None where it is not there; train_split: its name.
+    train_vectors: cells of all its maps, None while the method is not built, and for a protocol that does not read that
+    split. channels: width of the map that is read, None while the method is not built.
     own_clusters: K, where the map that is read holds probabilities of the network's own clusters.
     decoder_tap: the map of the method's pre-trained decoder, "" where it carries none; None while it is not built.
     classifier: classes that the method's own classifier knows, 0 where it brings none; parameters: it has weights;
@@ -307,6 +307,7 @@ class Scope:
     foreground: bool | None = None
     background: bool = True
     train: int | None = None
+    train_split: str = "train"
     own_clusters: int | None = None
     train_vectors: int | None = None
     channels: int | None = None

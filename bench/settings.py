@@ -39,14 +39,22 @@ SEARCH = "search"
 
 
 def setting(
-    default: Any, about: str, *, minimum: float | None = None, maximum: float | None = None, decides: bool = True
+    default: Any,
+    about: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    decides: bool = True,
 ) -> Any:
     """A dataclass field with a one-line description and, for numbers, the closed range it takes.
 
+    above: numbers must be larger than this.
     decides: False for what changes no figure (how a run is watched, what is kept): it is not part of a run's key.
     """
     return dataclasses.field(
-        default=default, metadata={"about": about, "minimum": minimum, "maximum": maximum, "decides": decides}
+        default=default,
+        metadata={"about": about, "minimum": minimum, "maximum": maximum, "above": above, "decides": decides},
     )
 
 
@@ -173,11 +181,13 @@ def _convert(value: Any, hint: Any, field: dataclasses.Field[Any], name: str) ->
     except ValueError as error:
         raise SettingError(f"{name}={value} does not fit: expected {error}") from None
     numbers = result if isinstance(result, tuple) else (result,)
-    low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
+    low, high, above = (field.metadata.get(bound) for bound in ("minimum", "maximum", "above"))
     for number in numbers:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             if low is not None and number < low:
                 raise SettingError(f"{name}={value} does not fit: expected at least {low}")
+            if above is not None and number <= above:
+                raise SettingError(f"{name}={value} does not fit: expected numbers above {above}")
             if high is not None and number > high:
                 raise SettingError(f"{name}={value} does not fit: expected at most {high}")
     return result

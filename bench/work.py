@@ -111,6 +111,7 @@ class Session:
             foreground=None if work is None else work.foreground,
             background=dataset.background is not None,
             train=len(self.names(dataset.train_split)) if trains else None,
+            train_split=dataset.train_split,
             train_vectors=work.maps("train").vectors if work and reads else None,
             channels=None if work is None else work.maps("eval").channels,
             own_clusters=None if work is None else work.own_clusters,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bench import distributed
-from bench.batches import generator
+from bench.batches import generator, per_epoch
 from bench.contracts import Examples, Key, Lessons, Outcome, Painting, Work
 from bench.dense import axis, cells_of, cross_entropy, weighted_pixels
 from bench.errors import InputError, MismatchError, SettingError
@@ -23,8 +23,9 @@ from bench.networks.segmenter import Segmenter
 from bench.trainer import poly
 from bench.warp import Warp
 
-from ._draw import drawn, rare_first
+from ._draw import drawn, rare_first, require_labels
 from ._finetune_settings import FinetuneSettings, crop_of, fraction, listed, settle
+from ._measure import EpochLoss, above_chance
 from ._samples import FromPictures, Group, together
 from ._scores import as_they_are
 
@@ -32,6 +33,9 @@ __all__ = ["FineTuning", "build", "predict", "run"]
 
 _INIT = 6
 """What a generator is for: the first number of its key."""
+
+_STATE = 2
+"""Of the form of what a checkpoint of a training holds: 2 has the loss of the epoch so far."""
 
 _KEPT = "network/"
 """How the tensors of a trained network are called beside the row."""
@@ -67,7 +71,8 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
         interpolation=settings.interpolation,
     )
     data = _Part(FromPictures(train, warp, seed, pad_to=model.pad_to), chosen)
-    learner = FineTuning(work, model, bn=settings.bn)
+    batches = per_epoch(len(chosen), settings.batch, settings.drop_last)
+    learner = FineTuning(work, model, bn=settings.bn, last_epoch=settings.iterations - batches)
     work.train(
         learner,
         learner.optimizer(settings),
@@ -78,7 +83,12 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
             batch=settings.batch,
             steps=settings.iterations,
             schedule=poly(settings.iterations, settings.power),
-            architecture={"network": "segmenter", "decoder": settings.decoder, "tensors": len(model.state_dict())},
+            architecture={
+                "network": "segmenter",
+                "decoder": settings.decoder,
+                "tensors": len(model.state_dict()),
+                "state": _STATE,
+            },
             drop_last=settings.drop_last,
         ),
         seed,
@@ -88,8 +98,18 @@ def run(work: Work, settings: FinetuneSettings, seed: int) -> Outcome:
     if settings.keep:
         state = model.state_dict().items()
         outcome.arrays |= {f"{_KEPT}{name}": value.detach().contiguous().cpu().numpy() for name, value in state}
-    outcome.notes = tuple(notes)
-    outcome.facts = {"train_pictures": len(chosen), "settled": _settled(settings, model.read)}
+    loss = learner.epoch.mean()
+    told = above_chance(
+        loss, work.classes, "the rate is too high or the iterations too few (finetune.lr, finetune.iterations)"
+    )
+    for note in told:
+        work.say(note)
+    outcome.notes = (*notes, *told)
+    outcome.facts = {
+        "train_pictures": len(chosen),
+        "settled": _settled(settings, model.read),
+        **({} if loss is None else {"last_epoch_loss": loss}),
+    }
     return outcome
 
 
@@ -176,7 +196,9 @@ class _Part:
 def _chosen(work: Work, settings: FinetuneSettings, train: Examples, seed: int) -> list[int]:
     """Indices of the pictures to learn from; the list of their names is kept."""
     if settings.names:
-        return _listed(Path(settings.names), train)
+        chosen = _listed(Path(settings.names), train)
+        _require_labels(work, chosen)
+        return chosen
     text = settings.fractions[0]
     number = max(1, round(fraction(text) * len(train.names)))
     if settings.split == "stratified":
@@ -184,6 +206,7 @@ def _chosen(work: Work, settings: FinetuneSettings, train: Examples, seed: int) 
         chosen = rare_first(train.names, counts, number, seed)
     else:
         chosen = drawn(train.names, number, seed)
+    _require_labels(work, chosen)
     work.keep_list(f"train-{settings.split}-{text}-seed{seed}", [train.names[index] for index in chosen])
     return chosen
 
@@ -230,6 +253,17 @@ def _about(settings: FinetuneSettings, read: str) -> str:
     )
 
 
+def _require_labels(work: Work, chosen: Sequence[int]) -> None:
+    """DatasetError where the pictures to learn from, or all of the train split, hold nothing but void."""
+    counts = work.label_counts("train")
+    require_labels(counts, "the train split")
+    require_labels(
+        counts[list(chosen)],
+        f"the {len(chosen)} pictures to learn from" if len(chosen) > 1 else "the one picture to learn from",
+        ", or take a larger part, --set finetune.fractions=…, or other seeds, --seed N",
+    )
+
+
 def _missed(work: Work, chosen: Sequence[int]) -> list[str]:
     """The classes that the pictures to learn from do not hold."""
     pixels = work.label_counts("train")[list(chosen)].sum(0)
@@ -244,11 +278,12 @@ class FineTuning:
     """The whole network as the training loop knows it.
 
     bn: `frozen`, batch norm keeps its statistics; `frozen-body`, that of the method does, and that of a new decoder
-    learns its own; `train`.
+    learns its own; `train`. last_epoch: the step from which on the mean loss is taken.
     """
 
-    def __init__(self, work: Work, model: Segmenter, *, bn: str) -> None:
-        self._work, self._model = work, model
+    def __init__(self, work: Work, model: Segmenter, *, bn: str, last_epoch: int = 0) -> None:
+        self._work, self._model, self._last_epoch = work, model, last_epoch
+        self._steps = 0
         kept: dict[str, tuple[nn.Module, ...]] = {"frozen": (model,), "frozen-body": (model.network,), "train": ()}
         self._frozen = [
             module
@@ -258,6 +293,7 @@ class FineTuning:
         ]
         self._device = torch.device(work.device)
         self._one = torch.ones(1, 1, device=self._device)
+        self.epoch = EpochLoss(1, self._device)
 
     def optimizer(self, settings: FinetuneSettings) -> torch.optim.Optimizer:
         """SGD with rates of their own for the decoder and the last convolution."""
@@ -283,6 +319,9 @@ class FineTuning:
 
     def step(self, batch: Sequence[Group]) -> Mapping[str, torch.Tensor]:
         """The gradients of one batch: mean cross-entropy over the labelled pixels of all processes."""
+        if self._steps == self._last_epoch:
+            self.epoch.begin()
+        self._steps += 1
         self._model.train()
         for module in self._frozen:
             module.eval()
@@ -295,6 +334,7 @@ class FineTuning:
             loss += self._add(group, total)
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         distributed.sum_([loss, *gradients])
+        self.epoch.add(loss, total)
         return {"loss": loss[0]}
 
     def _add(self, group: Group, total: torch.Tensor) -> torch.Tensor:
@@ -320,10 +360,12 @@ class FineTuning:
         return found.detach()
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self._model.state_dict()
+        return {"network": self._model.state_dict(), "epoch": self.epoch.state(), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        return self._model.load_state_dict(state, strict=True)
+        self._steps = state["steps"]
+        self.epoch.load(state["epoch"])
+        return self._model.load_state_dict(state["network"], strict=True)
 
 
 def _own_decoder(model: Segmenter) -> set[nn.Parameter]:

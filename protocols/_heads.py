@@ -1,4 +1,8 @@
-"""Linear heads on one or several maps: one product for all heads of a map, one fused loss, and what comes before."""
+"""Linear heads on one or several maps: one product for all heads of a map, one fused loss, and what comes before.
+
+Heads that are judged read vectors standardised by the statistics of the pictures they see, which are not those of all:
+both are affine in each other, so that one product still serves all heads of a map.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,20 @@ from bench.dense import axis, cells_of, cross_entropy, weighted_pixels
 from bench.records import Tap
 
 from ._linear import LinearSettings
+from ._measure import EpochLoss
 from ._samples import Group
 
-__all__ = ["Head", "Heads", "Norm", "taps_of"]
+__all__ = ["Head", "Heads", "Moments", "Norm", "norms", "taps_of", "unit"]
 
 _INIT = 5
 """What a generator is for: the first number of its key."""
 
 _BN_MOMENTUM, _BN_EPSILON = 0.1, 1e-5
 """torch's defaults for batch norm."""
+
+_CONSTANT = 1e-6
+"""A dimension whose standard deviation is at most this part of its mean varies by what float32 rounds, a few units in
+the last place: it is constant, and dividing by it would make features of the rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +69,46 @@ def taps_of(work: Work) -> list[Tap]:
 
 
 class Heads:
-    """Linear heads on the maps of a method, and what is done to vectors before."""
+    """Linear heads on the maps of a method, and what is done to vectors before.
+
+    held: pictures of the train split that heads which are judged do not see.
+    """
 
     def __init__(
-        self, work: Work, settings: LinearSettings, heads: Sequence[Head], seed: int, dtype: torch.dtype = torch.float32
+        self,
+        work: Work,
+        settings: LinearSettings,
+        heads: Sequence[Head],
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        held: Sequence[int] = (),
     ) -> None:
         self.work, self.settings, self.heads = work, settings, tuple(heads)
         self.device = torch.device(work.device)
         self.dtype = dtype
+        self.held = frozenset(held)
         start = {which: self._begin(which, seed) for which in {head.which for head in heads}}
-        self.weights = [nn.Parameter(start[head.which].clone()) for head in heads]
-        self.biases = [nn.Parameter(torch.zeros(work.classes, dtype=dtype, device=self.device)) for _ in heads]
-        self.norms = [Norm.of(work, settings, which).to(self.device, dtype) for which in range(len(work.taps))]
+        self.weights = [nn.Parameter(start[head.which][0].clone()) for head in heads]
+        self.biases = [nn.Parameter(start[head.which][1].clone()) for head in heads]
+        self.norms = [norm.to(self.device) for norm in norms(work, settings, sorted(self.held))]
         self.failed_at = torch.full((len(heads),), -1, dtype=torch.int64, device=self.device)
+        self.epoch = EpochLoss(len(heads), self.device)
         self.steps = 0
 
-    def _begin(self, which: int, seed: int) -> torch.Tensor:
-        """Initial weights (C, D) of every head of a map: they do not depend on how many heads there are."""
+    def _begin(self, which: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Initial weights (C, D) and biases (C,) of every head of a map, however many heads there are.
+
+        `uniform`: within ±1/√D, what torch's default for a convolution (Kaiming, a = √5) comes to for a kernel of 1×1.
+        """
         shape = (self.work.classes, taps_of(self.work)[which].channels)
-        values = generator(_INIT, seed, which).normal(0, self.settings.init_std, shape)
-        return torch.from_numpy(values).to(self.device, self.dtype)
+        rng, std = generator(_INIT, seed, which), self.settings.init_std
+        if isinstance(std, float):
+            weight, bias = rng.normal(0, std, shape), np.zeros(shape[0])
+        else:
+            bound = shape[1] ** -0.5
+            weight, bias = rng.uniform(-bound, bound, shape), rng.uniform(-bound, bound, shape[0])
+        return torch.from_numpy(weight).to(self.device, self.dtype), torch.from_numpy(bias).to(self.device, self.dtype)
 
     def optimizer(self, momentum: float) -> torch.optim.Optimizer:
         """SGD with a rate and a decay for each head."""
@@ -93,13 +122,13 @@ class Heads:
         """Numbers of the heads that read a map."""
         return [number for number, head in enumerate(self.heads) if head.which == which]
 
-    def losses(self, groups: Sequence[Group], held: frozenset[int]) -> torch.Tensor:
+    def losses(self, groups: Sequence[Group]) -> torch.Tensor:
         """Mean cross-entropy (heads,) over the labelled pixels of a batch; its gradients are left in `.grad`.
 
-        The mean is over the pictures of all groups and processes. held: samples that heads which are judged do not see.
+        The mean is over the pictures of all groups and processes.
         """
         features = self._features(groups)
-        weights = [self._weights(group, held) for group in groups]
+        weights = [self._weights(group) for group in groups]
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
         for group, weight in zip(groups, weights, strict=True):
             total += weighted_pixels(group.labels, weight)
@@ -121,11 +150,12 @@ class Heads:
                     found.sum().backward()  # type: ignore[no-untyped-call]
                 losses[numbers] += found.detach()
         distributed.sum_([losses, *(p.grad for p in (*self.weights, *self.biases) if p.grad is not None)])
+        self.epoch.add(losses, total)
         return losses
 
-    def _weights(self, group: Group, held: frozenset[int]) -> torch.Tensor:
+    def _weights(self, group: Group) -> torch.Tensor:
         """(heads, n): 0 where a picture is held out of a head."""
-        out = torch.tensor([index in held for index in group.index], device=self.device)
+        out = torch.tensor([index in self.held for index in group.index], device=self.device)
         judged = torch.tensor([head.judged for head in self.heads], device=self.device)
         return (~(judged[:, None] & out[None, :])).to(torch.float64)
 
@@ -148,22 +178,35 @@ class Heads:
     def _logits(self, maps: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """(n, heads, C, h, w) of the heads with these numbers, from (n, h, w, D): one product for all of them."""
         n, h, w, depth = maps.shape
-        weight = torch.cat([self.weights[number] for number in numbers])
-        bias = torch.cat([self.biases[number] for number in numbers])
-        logits = torch.addmm(bias, maps.reshape(-1, depth), weight.T)
+        weights, biases = zip(*(self._as_read(number) for number in numbers), strict=True)
+        logits = torch.addmm(torch.cat(biases), maps.reshape(-1, depth), torch.cat(weights).T)
         return logits.view(n, h, w, len(numbers), self.work.classes).permute(0, 3, 4, 1, 2)
 
+    def _as_read(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of a head for the vectors that all heads of its map are given."""
+        head, weight, bias = self.heads[number], self.weights[number], self.biases[number]
+        between = self.norms[head.which].between() if head.judged else None
+        if between is None:
+            return weight, bias
+        mean, scale = (value.to(weight) for value in between)
+        scaled = weight / scale
+        return scaled, bias - scaled @ mean
+
     def scores(self, maps: Maps, numbers: Sequence[int]) -> Iterator[Scores]:
-        """Class scores of every picture by the heads with these numbers, in order of their maps."""
+        """Class scores of every picture by the heads with these numbers, in order of their maps, as when stored."""
         wanted = sorted({self.heads[number].which for number in numbers})
+        folded = {}
+        for which in wanted:
+            parts = [self.folded(number) for number in numbers if self.heads[number].which == which]
+            folded[which] = [torch.cat(values) for values in zip(*parts, strict=True)]
         with torch.no_grad():
             for index, blocks in enumerate(maps.together()):
                 found = []
-                for which in wanted:
-                    block = torch.from_numpy(blocks[which]).to(self.device, self.dtype)
-                    vectors = self.norms[which](block.view(1, *maps.grid(index, which), -1))
-                    mine = [number for number in numbers if self.heads[number].which == which]
-                    found.append((which, self._logits(vectors, mine)[0]))
+                for which, (weight, bias) in folded.items():
+                    vectors = torch.from_numpy(blocks[which]).to(self.device, self.dtype)
+                    vectors = unit(vectors) if self.settings.normalize == "l2" else vectors
+                    logits = torch.addmm(bias, vectors, weight.T).T
+                    found.append((which, logits.reshape(-1, self.work.classes, *maps.grid(index, which))))
                 yield found
 
     def in_order(self, numbers: Sequence[int]) -> list[int]:
@@ -171,10 +214,14 @@ class Heads:
         return sorted(numbers, key=lambda number: (self.heads[number].which, numbers.index(number)))
 
     def folded(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight (C, D) and bias (C,) of a head for vectors as the method gives them (of unit length with l2)."""
-        mean, scale = self.norms[self.heads[number].which].shift()
-        weight = self.weights[number].detach() / scale
-        return weight, self.biases[number].detach() - weight @ mean
+        """Weight (C, D) and bias (C,) of a head for vectors as the method gives them (of unit length with l2).
+
+        The bias takes up what the weight has lost by rounding at the mean, where the vectors are.
+        """
+        head = self.heads[number]
+        mean, scale = self.norms[head.which].shift(judged=head.judged)
+        weight = (self.weights[number].detach() / scale).to(self.dtype)
+        return weight, (self.biases[number].detach() - weight.double() @ mean).to(self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -183,6 +230,7 @@ class Heads:
             "biases": [bias.detach() for bias in self.biases],
             "norms": [norm.state() for norm in self.norms],
             "failed_at": self.failed_at,
+            "epoch": self.epoch.state(),
             "steps": self.steps,
         }
 
@@ -194,29 +242,32 @@ class Heads:
             for norm, stored in zip(self.norms, state["norms"], strict=True):
                 norm.load(stored)
             self.failed_at.copy_(state["failed_at"])
+            self.epoch.load(state["epoch"])
             self.steps = state["steps"]
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (…, D) of length 1; a vector of zeros stays one."""
+    length_one: torch.Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return length_one
 
 
 class Norm:
     """What is done to the vectors of a map before its heads."""
 
-    def __init__(self, kind: str, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """mean, variance: (D,), of the train split; those of batch norm begin at 0 and 1 and are learnt."""
-        self.kind, self.mean, self.variance = kind, mean, variance
+    def __init__(
+        self, kind: str, mean: torch.Tensor, variance: torch.Tensor, seen: tuple[torch.Tensor, ...] = ()
+    ) -> None:
+        """mean, variance: float64 (D,), of the train split; those of batch norm begin at 0 and 1 and are learnt.
+
+        seen: the same two of the pictures that heads which are judged see; empty: none are held out of them.
+        """
+        self.kind, self.mean, self.variance, self.seen = kind, mean, variance, seen
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @classmethod
-    def of(cls, work: Work, settings: LinearSettings, which: int) -> Norm:
-        depth = taps_of(work)[which].channels
-        if settings.normalize != "standardize":
-            return cls(settings.normalize, torch.zeros(depth), torch.ones(depth))
-        found = work.remember(
-            {"stage": "moments", "which": which, "fit": "train"}, lambda: _moments(work, which), keep=True
-        )
-        return cls("standardize", torch.from_numpy(found["mean"]), torch.from_numpy(found["variance"]))
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Norm:
-        self.mean, self.variance = self.mean.to(device, dtype), self.variance.to(device, dtype)
+    def to(self, device: torch.device) -> Norm:
+        self.mean, self.variance = self.mean.to(device), self.variance.to(device)
+        self.seen = tuple(value.to(device) for value in self.seen)
         return self
 
     def look(self, groups: Sequence[torch.Tensor]) -> None:
@@ -226,9 +277,7 @@ class Norm:
         number = torch.tensor(
             float(sum(g[..., 0].numel() for g in groups)), dtype=torch.float64, device=self.mean.device
         )
-        first = sum(
-            (g.sum((0, 1, 2), dtype=torch.float64) for g in groups), torch.zeros_like(self.mean, dtype=torch.float64)
-        )
+        first = sum((g.sum((0, 1, 2), dtype=torch.float64) for g in groups), torch.zeros_like(self.mean))
         distributed.sum_([number, first])
         mean = first / number
         second = sum(
@@ -237,30 +286,39 @@ class Norm:
         distributed.sum_([second])
         self._batch = None
         if number > 1:
-            variance = second / number
-            self._batch = (mean.to(self.mean), variance.to(self.mean))
-            self.mean = torch.lerp(self.mean, self._batch[0], _BN_MOMENTUM)
-            self.variance = torch.lerp(self.variance, (second / (number - 1)).to(self.mean), _BN_MOMENTUM)
+            self._batch = (mean, second / number)
+            self.mean = torch.lerp(self.mean, mean, _BN_MOMENTUM)
+            self.variance = torch.lerp(self.variance, second / (number - 1), _BN_MOMENTUM)
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors (…, D) as the heads read them."""
         if self.kind == "none":
             return vectors
         if self.kind == "l2":
-            unit: torch.Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            return unit
-        mean, scale = self.shift()
+            return unit(vectors)
+        mean, scale = (value.to(vectors) for value in self.shift())
         normal: torch.Tensor = (vectors - mean) / scale
         return normal
 
-    def shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is subtracted from a vector, and what it is then divided by, each (D,)."""
-        mean, variance = self._batch or (self.mean, self.variance)
+    def shift(self, *, judged: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is subtracted from a vector, and what it is then divided by, each float64 (D,)."""
+        mean, variance = self._batch or (self.seen if judged and self.seen else (self.mean, self.variance))
         if self.kind in ("none", "l2"):
             return torch.zeros_like(mean), torch.ones_like(mean)
         if self.kind == "bn":
             return mean, (variance + _BN_EPSILON).sqrt()
-        return mean, torch.where(variance > 0, variance, 1).sqrt()
+        deviation = variance.sqrt()
+        return mean, torch.where(deviation > _CONSTANT * mean.abs(), deviation, 1.0)
+
+    def between(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What takes vectors that were standardised by all pictures to those by the pictures that are seen.
+
+        To be subtracted, then divided by, each float64 (D,); None where these are the same.
+        """
+        if not self.seen:
+            return None
+        (mean, scale), (seen_mean, seen_scale) = self.shift(), self.shift(judged=True)
+        return (seen_mean - mean) / scale, seen_scale / scale
 
     def settle(self) -> None:
         """From now on the statistics gathered over batches are used, not those of the last one."""
@@ -270,18 +328,76 @@ class Norm:
         return {"mean": self.mean, "variance": self.variance}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Statistics that are learnt; the others are those of the train split, whose fingerprint the row has."""
         self.mean, self.variance = state["mean"].to(self.mean), state["variance"].to(self.variance)
 
 
-def _moments(work: Work, which: int) -> dict[str, NDArray[Any]]:
-    """Mean and population variance of every dimension over the plain pictures of the train split, float64 (D,)."""
-    count, shift, first, second = 0, np.zeros(0), np.zeros(0), np.zeros(0)
-    for blocks in work.maps("train").together():
-        block = blocks[which].astype(np.float64)
-        if not count:
-            shift = block.mean(0)
-            first, second = np.zeros_like(shift), np.zeros_like(shift)
-        count += len(block)
-        first += (block - shift).sum(0)
-        second += np.square(block - shift).sum(0)
-    return {"mean": shift + first / count, "variance": np.maximum(second / count - np.square(first / count), 0)}
+def norms(work: Work, settings: LinearSettings, held: Sequence[int]) -> list[Norm]:
+    """What is done to the vectors of each map. held: pictures that heads which are judged do not see."""
+    depths = [tap.channels for tap in taps_of(work)]
+    if settings.normalize != "standardize":
+        return [Norm(settings.normalize, torch.zeros(depth).double(), torch.ones(depth).double()) for depth in depths]
+    record = {"stage": "moments", "version": 2, "held": list(held), "fit": "train"}
+    found = work.remember(record, lambda: _moments(work, held), keep=True)
+    parts = ("all", "seen") if held else ("all",)
+    made = []
+    for which in range(len(depths)):
+        of_map = [np.array(found[f"{name}_{part}{which}"]) for part in parts for name in ("mean", "variance")]
+        mean, variance, *seen = map(torch.from_numpy, of_map)
+        made.append(Norm("standardize", mean, variance, tuple(seen)))
+    return made
+
+
+def _moments(work: Work, held: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Mean and population variance of every dimension of every map, float64 (D,), over the plain train pictures.
+
+    `mean_all0`, `variance_all0` of the first map over all pictures, `…_seen0` over those that are not held out.
+    """
+    every = [Moments(tap.channels) for tap in taps_of(work)]
+    seen = [Moments(tap.channels) for tap in taps_of(work)]
+    out = frozenset(held)
+    for index, blocks in enumerate(work.maps("train").together()):
+        for which, of_all in enumerate(every):
+            of_picture = Moments.of(blocks[which])
+            of_all.add(of_picture)
+            if index not in out:
+                seen[which].add(of_picture)
+    found: dict[str, NDArray[Any]] = {}
+    for part, kept in (("all", every), ("seen", seen)):
+        for which, moments in enumerate(kept):
+            found |= {f"mean_{part}{which}": moments.mean, f"variance_{part}{which}": moments.variance}
+    return found
+
+
+class Moments:
+    """Mean and summed squared deviations of each dimension of streamed vectors, in float64.
+
+    Merged picture by picture (Chan, Golub and LeVeque, 1979), so that nothing cancels and a constant has variance 0.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.count, self.mean, self.squares = 0, np.zeros(dimensions), np.zeros(dimensions)
+
+    @classmethod
+    def of(cls, block: NDArray[np.float32]) -> Moments:
+        """Those of the vectors (n, D) of one picture. Deviations are from its first, so those of a constant are 0."""
+        made = cls(block.shape[1])
+        deviations = block.astype(np.float64) - block[0]
+        middle = deviations.mean(0)
+        made.count, made.mean = len(block), block[0] + middle
+        made.squares = np.square(deviations - middle).sum(0)
+        return made
+
+    def add(self, other: Moments) -> None:
+        """Take in the vectors whose moments these are."""
+        total = self.count + other.count
+        apart = other.mean - self.mean if self.count else np.zeros_like(self.mean)
+        self.squares = self.squares + other.squares + np.square(apart) * (self.count * other.count / total)
+        self.mean = self.mean + apart * (other.count / total) if self.count else other.mean
+        self.count = total
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Of the population."""
+        variance: NDArray[np.float64] = self.squares / max(self.count, 1)
+        return variance

@@ -65,7 +65,8 @@ def _run(work: Work, settings: ClusterSettings, seed: int, rule: str) -> Outcome
     """The row's seed of one map; every map is clustered with the same seeds, whatever the row's, to choose it."""
     if len(work.taps) == 1:
         return _clustering.run(work, settings, seed)
-    held = held_out(work.maps("train").names) if settings.choose_on == "train" else []
+    names = work.maps("train").names if settings.choose_on == "train" else ()
+    held = held_out(names, work.label_counts("train")) if names else []
     record = {"stage": "layers", "version": 1, "rule": rule, "held": held, **deciding(settings)}
     found = work.remember(record, lambda: _figures(work, settings, held, rule), keep=False)
     tried = {

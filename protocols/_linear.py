@@ -19,7 +19,7 @@ class LinearSettings(InputSettings):
 
     Several learning rates, weight decays or maps (`tap=a,b`, or `tap=search` for all) are tried in one pass: each
     setting trains two heads, one without a tenth of the train split, on which it is judged, and one on all of it; with
-    `choose_on=scored` only the latter.
+    `choose_on=scored` only the latter. A train split of which fewer than two pictures have labels is refused then.
     """
 
     head: str = setting(
@@ -32,16 +32,22 @@ class LinearSettings(InputSettings):
     epochs: int = setting(60, "passes over the train split", minimum=1)
     batch: int = setting(16, "pictures a step", minimum=1)
     drop_last: bool = setting(False, "leave out an epoch's last batch where it is smaller than the others")
-    lr: tuple[float, ...] = setting((0.1,), "learning rate, or several to choose from", minimum=0, maximum=1e38)
+    lr: tuple[float, ...] = setting((0.1,), "learning rate, or several to choose from", above=0, maximum=1e38)
     weight_decay: tuple[float, ...] = setting(
         (1e-4,), "weight decay, or several to choose from", minimum=0, maximum=1e38
     )
     momentum: float = setting(0.9, "momentum of SGD", minimum=0, maximum=1)
     drop: str = setting("40/60", "E/N: after E of N epochs the learning rate is a tenth; scales with epochs; or none")
-    init_std: float = setting(0.01, "standard deviation of the initial weights; biases begin at 0", minimum=0)
+    init_std: float | Literal["uniform"] = setting(
+        0.01,
+        "standard deviation of the initial weights, biases begin at 0; or uniform: both within ±1/√width, as torch's "
+        "convolutions begin",
+        minimum=0,
+    )
     normalize: Literal["none", "l2", "standardize", "bn"] = setting(
         "none",
-        "each vector to unit length, each dimension to unit variance over the train split, or batch norm without scale",
+        "each vector to unit length, each dimension to mean 0 and variance 1 over the cells of the plain train "
+        "pictures that the head sees, or batch norm without scale",
     )
     grid: int = setting(
         0, "labels and logits on N × N cells while training; 0: at the size of the input", minimum=0, maximum=2048
@@ -102,7 +108,14 @@ _PAPER = {
     **_CODE_LOADER,
 }
 
+_SERVES_ANY = {
+    "lr": Choice((0.1, 0.01, 0.001, 0.0003), Source.OURS, "0.1 is the seed's; other networks need other rates"),
+    "normalize": Choice("standardize", Source.OURS, "one set of rates then serves features of any scale"),
+}
+"""What `native` and `cached` do unless told otherwise."""
+
 _LEOPART = "Ziegler & Asano, CVPR 2022, and its released configs"
+_LEOPART_CODE = "experiments/linear_probing/linear_finetune.py"
 
 _LEOPART_CHOICES = {
     "size": Choice("448", Source.PAPER, _LEOPART),
@@ -110,7 +123,7 @@ _LEOPART_CHOICES = {
     "features": Choice("augmented", Source.PAPER, _LEOPART),
     "epochs": Choice(25, Source.PAPER, _LEOPART),
     "batch": Choice(60, Source.PAPER, _LEOPART),
-    "drop_last": Choice(False, Source.OURS, "not stated"),
+    "drop_last": Choice(True, Source.CODE, f"{_LEOPART_CODE}: of the train set; all of val is scored"),
     "lr": Choice((0.01,), Source.PAPER, _LEOPART),
     "drop": Choice("20/25", Source.PAPER, _LEOPART),
     "grid": Choice(100, Source.PAPER, _LEOPART),
@@ -121,7 +134,7 @@ _LEOPART_CHOICES = {
     "momentum": Choice(0.9, Source.PAPER, _LEOPART),
     "weight_decay": Choice((1e-4,), Source.PAPER, _LEOPART),
     "normalize": Choice("none", Source.PAPER, _LEOPART),
-    "init_std": Choice(0.01, Source.OURS, "not stated"),
+    "init_std": Choice("uniform", Source.CODE, f"{_LEOPART_CODE}: a convolution as torch makes it"),
     "decide": Choice("label", Source.OURS, "they score at 448×448"),
     "val_every": Choice(1, Source.PAPER, "they choose on val; here it stands beside the last epoch"),
     "head": Choice("auto", Source.OURS),
@@ -136,9 +149,10 @@ PRESETS = (
     ),
     Preset(
         name="native",
-        version=2,
-        summary="as `paper`, each picture at its own size",
-        choices={"size": Choice("native", Source.OURS, "no picture is stretched"), **_PAPER},
+        version=3,
+        summary="as `paper`, each picture at its own size; standardised features, the best of four rates by a tenth "
+        "of train",
+        choices={**_PAPER, "size": Choice("native", Source.OURS, "no picture is stretched"), **_SERVES_ANY},
     ),
     Preset(
         name="paper-search",
@@ -167,27 +181,26 @@ PRESETS = (
     ),
     Preset(
         name="leopart",
-        version=1,
+        version=2,
         summary="448×448, labels on 100×100, 25 epochs, batch 60, lr 0.01: for vision transformers",
         choices=_LEOPART_CHOICES,
     ),
     Preset(
         name="leopart-resnet",
-        version=1,
+        version=2,
         summary="as `leopart`, at the learning rate that they take for ResNets",
         choices={**_LEOPART_CHOICES, "lr": Choice((0.1,), Source.PAPER, _LEOPART)},
     ),
     Preset(
         name="cached",
-        version=1,
-        summary="60 epochs on maps that are computed once, without augmentation: minutes instead of hours",
+        version=2,
+        summary="as `native`, on maps that are computed once, without augmentation: minutes instead of hours",
         choices={
             "size": Choice("native", Source.OURS, "shares the maps of kmeans:native"),
             "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
             "features": Choice("cached", Source.OURS, "one pass of the network"),
             "epochs": Choice(60, Source.SEED),
             "batch": Choice(16, Source.SEED),
-            "lr": Choice((0.1,), Source.SEED),
             "drop": Choice("40/60", Source.SEED),
             "init_std": Choice(0.01, Source.CODE),
             "drop_last": Choice(False, Source.OURS, "every picture counts in every epoch"),
@@ -195,6 +208,7 @@ PRESETS = (
             "decide": Choice("label", Source.OURS),
             "val_every": Choice(1, Source.OURS),
             **_OPTIMIZER,
+            **_SERVES_ANY,
         },
     ),
 )

@@ -16,9 +16,10 @@ from bench import neighbours
 from bench.batches import generator
 from bench.cluster import normalize_l2
 from bench.contracts import Maps, Outcome, Painting, Scores, Work
-from bench.errors import DatasetError, MismatchError
+from bench.errors import MismatchError
 from bench.neighbours import Memory
 
+from ._draw import require_labels
 from ._hummingbird import HummingbirdSettings, places, size_text
 
 __all__ = ["predict", "run"]
@@ -32,13 +33,12 @@ _KEPT = 64_000_000
 
 def run(work: Work, settings: HummingbirdSettings, seed: int) -> Outcome:
     """Remember cells of the train split, and give every cell of the scored one the labels of its nearest."""
+    if settings.void == "leave":
+        pixels = work.label_counts("train")  # opens every label map, before any forward pass
+        fix = "; --set hummingbird.void=background counts void as the background" if work.background is not None else ""
+        require_labels(pixels, "the train split", fix)
     filled = _fill(work, settings, seed)
     memory = filled.memory
-    if not len(memory):
-        raise DatasetError(
-            "the label maps of the train split hold nothing but void (255): there is nothing to remember; correct them "
-            "(where there is a background class, --set hummingbird.void=background counts void as it)"
-        )
     notes = [_size(settings, filled), *_reservations(work, settings, memory)]
     for note in notes[1:]:
         work.say(note)

@@ -8,6 +8,7 @@ scored split chooses, as in papers, there are no second ones.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,11 @@ from bench.records import IGNORE
 from bench.settings import parse_size
 from bench.warp import Warp
 
-from ._draw import held_out
-from ._heads import Head, Heads, taps_of
+from ._draw import held_out, require_labels
+from ._heads import Head, Heads, taps_of, unit
 from ._layers import choice_note
 from ._linear import LinearSettings, drop_epoch
+from ._measure import above_chance
 from ._samples import FromMaps, FromPictures, Group, together
 from ._scores import as_they_are
 
@@ -34,6 +36,9 @@ __all__ = ["predict", "run"]
 
 _DROPPED = 0.1
 """What the learning rate is multiplied by once it drops."""
+
+_STATE = 2
+"""Of the form of what a checkpoint of a training holds: 2 has the loss of the epoch so far."""
 
 
 def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
@@ -47,13 +52,15 @@ def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
         return _score_stored(work, settings, work.stored(settings.head.removeprefix("row:")))
     heads = _heads(work, settings)
     train = work.examples("train")
-    held = held_out(train.names) if heads[0].judged else []
-    unseen = _unseen(work)  # opens every label map, before any forward pass
+    counts = work.label_counts("train")  # opens every label map, before any forward pass
+    require_labels(counts, "the train split")
+    held = held_out(train.names, counts) if heads[0].judged else []
+    unseen = _unseen(work, counts)
     data = _samples(work, settings, train, seed)
-    probe = Heads(work, settings, heads, seed)
+    probe = Heads(work, settings, heads, seed, held=held)
     record = _BestOnVal(work, settings, probe)
-    learner = _Watched(probe, record, frozenset(held))
     batches = per_epoch(len(train.names), settings.batch, settings.drop_last)
+    learner = _Watched(probe, record, batches)
     work.train(
         learner,
         probe.optimizer(settings.momentum),
@@ -64,7 +71,12 @@ def run(work: Work, settings: LinearSettings, seed: int) -> Outcome:
             batch=settings.batch,
             steps=settings.epochs * batches,
             schedule=_schedule(settings, batches),
-            architecture={"network": "linear", "heads": len(heads), "widths": [t.channels for t in taps_of(work)]},
+            architecture={
+                "network": "linear",
+                "heads": len(heads),
+                "widths": [t.channels for t in taps_of(work)],
+                "state": _STATE,
+            },
             drop_last=settings.drop_last,
             after_epoch=record.after_epoch,
             here=settings.features == "cached",
@@ -131,22 +143,26 @@ def _heads(work: Work, settings: LinearSettings) -> list[Head]:
 class _Watched:
     """The probe as the training loop knows it: figures, heads that failed, and the best epochs so far."""
 
-    def __init__(self, probe: Heads, record: _BestOnVal, held: frozenset[int]) -> None:
-        self._probe, self._record, self._held = probe, record, held
+    def __init__(self, probe: Heads, record: _BestOnVal, batches: int) -> None:
+        """batches: of an epoch."""
+        self._probe, self._record, self._batches = probe, record, batches
         shown = [head for head in probe.heads if not head.judged]
         self._names = [f"loss {head.tap} lr={head.lr:g} wd={head.weight_decay:g}" for head in shown]
 
     def step(self, batch: Sequence[Group]) -> Mapping[str, torch.Tensor]:
         """One batch, in groups of equal size. A head whose loss is not a number is left behind, the others go on."""
         probe = self._probe
-        losses = probe.losses(batch, self._held)
+        if probe.steps % self._batches == 0:
+            probe.epoch.begin()
+        losses = probe.losses(batch)
         for norm in probe.norms:
             norm.settle()
         probe.steps += 1
         fine = torch.isfinite(losses)
         first = ~fine & (probe.failed_at < 0)
         probe.failed_at = torch.where(first, torch.full_like(probe.failed_at, probe.steps), probe.failed_at)
-        figures = {"loss": torch.where(fine, losses, 0).sum() / fine.sum()}
+        # the mean over heads would be that of the highest rates alone
+        figures = {"loss": torch.where(fine, losses, torch.inf).min()}
         if len(self._names) > 1:
             figures |= dict(zip(self._names, losses[-len(self._names) :], strict=True))
         return figures
@@ -215,6 +231,13 @@ def _outcome(
     if len(scored) > 1:
         counts = {number: of_head.counts for number, of_head in found.items()}
         chosen, facts, notes = _choose(work, settings, probe, record, counts, held)
+    head = probe.heads[chosen]
+    loss = probe.epoch.mean(chosen)
+    facts |= {
+        "chosen": {"tap": head.tap, "lr": head.lr, "weight_decay": head.weight_decay},
+        **({} if loss is None else {"last_epoch_loss": loss}),
+    }
+    notes += above_chance(loss, work.classes, "the rate is too high or the epochs too few (linear.lr, linear.epochs)")
     notes += [*(text for number, text in failures.items() if not probe.heads[number].judged), *unseen]
     for note in notes:
         work.say(note)
@@ -228,7 +251,7 @@ def _outcome(
         arrays={
             "weight": weight.cpu().numpy(),
             "bias": bias.cpu().numpy(),
-            "which": np.array(probe.heads[chosen].which, np.int32),
+            "which": np.array(head.which, np.int32),
             "unit": np.array(settings.normalize == "l2"),
         },
         notes=tuple(notes),
@@ -271,7 +294,30 @@ def _choose(
             "miou": _judge(counts[number + twins])["miou"],
             "best_on_val_miou": max(record.best[number + twins][0], 0.0),
         }
-    return best + twins, {"tried": tried}, [choice_note(probe.heads[best].text(varied), tried, len(held))]
+    notes = [choice_note(probe.heads[best].text(varied), tried, len(held)), *_edges(settings, probe.heads[best])]
+    return best + twins, {"tried": tried}, notes
+
+
+def _edges(settings: LinearSettings, chosen: Head) -> list[str]:
+    """What is to be said where the chosen rate or decay is the largest or the smallest that was tried."""
+    told = []
+    for name, tried in (("lr", settings.lr), ("weight_decay", settings.weight_decay)):
+        value = getattr(chosen, name)
+        if len(set(tried)) < 2 or min(tried) < value < max(tried) or value == 0:
+            continue
+        edge, other = ("largest", "larger") if value == max(tried) else ("smallest", "smaller")
+        told.append(
+            f"{name}={value:g} is the {edge} that was tried: a {other} one may score more, e.g. "
+            f"--set linear.{name}={_beyond(tried, value)}"
+        )
+    return told
+
+
+def _beyond(tried: Sequence[float], edge: float) -> str:
+    """The values to try next, as they are typed: the edge with its neighbour, and two steps of ten beyond it."""
+    step = 10.0 if edge == max(tried) else 0.1
+    neighbour = sorted(set(tried), key=lambda value: abs(math.log(value / edge)) if value else math.inf)[1]
+    return ",".join(f"{value:.3g}" for value in (neighbour, edge, edge * step, edge * step * step))
 
 
 def _held_out_counts(work: Work, settings: LinearSettings, probe: Heads, held: Sequence[int]) -> dict[int, Counts]:
@@ -293,8 +339,8 @@ def _failures(probe: Heads) -> dict[int, str]:
     return told
 
 
-def _unseen(work: Work) -> list[str]:
-    pixels = work.label_counts("train").sum(0)
+def _unseen(work: Work, counts: NDArray[np.int64]) -> list[str]:
+    pixels = counts.sum(0)
     absent = [name for name, count in zip(work.class_names, pixels.tolist(), strict=False) if not count]
     if not absent:
         return []
@@ -335,10 +381,10 @@ def _predicted(found: Predicted, note: str, arrays: Mapping[str, NDArray[Any]] |
 
 
 def _stored_scores(work: Work, maps: Maps, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Scores]:
-    which, unit = int(arrays["which"]), bool(arrays["unit"])
+    which, of_unit_length = int(arrays["which"]), bool(arrays["unit"])
     weight, bias = (torch.from_numpy(np.asarray(arrays[name])).to(work.device) for name in ("weight", "bias"))
     for index, blocks in enumerate(maps.together()):
         block = torch.from_numpy(blocks[which]).to(work.device)
-        vectors = block / block.norm(dim=-1, keepdim=True).clamp_min(1e-12) if unit else block
+        vectors = unit(block) if of_unit_length else block
         logits = torch.addmm(bias, vectors, weight.T).view(*maps.grid(index, which), -1)
         yield [(which, logits.permute(2, 0, 1)[None])]

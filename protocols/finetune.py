@@ -52,6 +52,11 @@ def expand(settings: FinetuneSettings, scope: Scope) -> list[Variant]:
     for name, of in (("reads", "tap"), ("names_sha256", "names")):
         if name in scope.explicit:
             raise SettingError(f"finetune.{name} is filled in: give finetune.{of}")
+    for name in ("lr", "last_lr"):
+        if name in scope.explicit and not getattr(settings, name):
+            raise SettingError(
+                f"finetune.{name}=0 does not fit: expected numbers above 0, or drop it for the rate of the arm"
+            )
     settings = dataclasses.replace(settings, reads=settings.tap)
     if len(settings.scale) != 2 or settings.scale[0] > settings.scale[1]:
         given = ",".join(map(str, settings.scale))

@@ -85,4 +85,5 @@ def price(settings: LinearSettings, scope: Scope) -> str:
     if settings.features == "cached":
         return f"{pictures} forward passes for the train split, kept in the cache; {settings.epochs} epochs read them"
     passes = pictures * settings.epochs
-    return f"{passes} forward passes of augmented pictures ({settings.epochs} epochs of {pictures} pictures)"
+    first = f", after {pictures} of plain ones to standardise by" if settings.normalize == "standardize" else ""
+    return f"{passes} forward passes of augmented pictures ({settings.epochs} epochs of {pictures} pictures){first}"

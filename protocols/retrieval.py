@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.contracts import Outcome, Painting, Work
+from bench.contracts import Outcome, Painting, Scope, Variant, Work
 from bench.errors import SettingError
 from bench.records import Choice, Preset, ProtocolCard, Source
 from bench.settings import ObjectSettings, setting
 
-__all__ = ["CARD", "SEVEN", "RetrievalSettings", "predict", "run"]
+__all__ = ["CARD", "SEVEN", "RetrievalSettings", "expand", "predict", "run"]
 
 SEVEN = ("aeroplane", "bottle", "bus", "car", "cat", "cow", "person")
 """The classes of the 7-class variant."""
@@ -67,7 +67,9 @@ CARD = ProtocolCard(
         Preset(
             name="released-code",
             version=1,
-            summary="objects as the released code makes them; it scores at 512×512, here each picture at its own size",
+            summary="objects as the released code makes them, which fills its memory from the list train of VOC (1,464 "
+            "pictures; its README says train_aug) and scores at 512×512; here the memory is the data set's own train "
+            "split (voc: trainaug, 10,582), and each picture is scored at its own size",
             choices={
                 "size": Choice("512", Source.CODE, "segmentation/utils/common_config.py"),
                 "interpolation": Choice("bicubic", Source.CODE, "segmentation/utils/common_config.py"),
@@ -81,9 +83,16 @@ CARD = ProtocolCard(
     needs_objects=True,
     seeded=False,
     headline="as_predicted",
+    expand="bench.protocols.retrieval:expand",
     predict="bench.protocols.retrieval:predict",
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals (ICCV 2021), arXiv 2102.06191",
 )
+
+
+def expand(settings: RetrievalSettings, scope: Scope) -> list[Variant]:
+    """One row, which says which list fills the memory: the paper and its code do not agree on it."""
+    said = f"the memory is filled from the list {scope.train_split!r} of {scope.train} pictures"
+    return [Variant(settings=settings, notes=(said,) if scope.train else ())]
 
 
 def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
@@ -93,8 +102,10 @@ def run(work: Work, settings: RetrievalSettings, seed: int) -> Outcome:
     """
     from bench.objects import majority, nearest, paint_objects
 
+    from ._draw import require_labels
     from ._objects import pooled
 
+    require_labels(work.label_counts("train"), "the train split")
     counted = _counted(work, settings)
     how = settings.with_own_foreground
     memory, queries = work.objects("train", how), work.objects("eval", how)

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from bench import paths, registry
+from bench.features import SplitMaps
 from bench.networks.resnet import DilatedResNet
 from bench.work import build
 
@@ -110,7 +111,14 @@ WORDS = {
         "--method noise --protocol linear --set linear.epoch=3", "no setting 'epoch'", "Did you mean 'epochs'"),
     "value of the probe": (
         "--method noise --protocol linear --set linear.normalize=l1", "normalize=l1", "none, l2, standardize, bn"),
-    "rate below 0": ("--method noise --protocol linear --set linear.lr=0.1,-1", "linear.lr=0.1,-1", "at least 0"),
+    "rate below 0": ("--method noise --protocol linear --set linear.lr=0.1,-1", "linear.lr=0.1,-1", "above 0"),
+    "rate of 0": ("--method noise --protocol linear --set linear.lr=0", "linear.lr=0 does not fit", "above 0"),
+    "rate of 0 among others": ("--method noise --protocol linear --set linear.lr=0,0.1", "linear.lr=0,0.1", "above 0"),
+    "rate that is no number": ("--method noise --protocol linear --set linear.lr=nan", "lr=nan", "a finite number"),
+    "rate of 0 in fine-tuning": (
+        "--method supervised@random --protocol finetune --set finetune.lr=0", "finetune.lr=0 does not fit", "above 0"),
+    "initial weights of no kind": (
+        "--method noise --protocol linear --set linear.init_std=zeros", "init_std=zeros", "uniform", "a number"),
     "drop of the rate": ("--method noise --protocol linear --set linear.drop=4", "linear.drop=4", "E/N"),
     "classifier that is not there": (
         "--method noise --protocol linear --set linear.head=adapter", "noise brings no classifier", "head=train"),
@@ -756,6 +764,29 @@ def test_a_learning_rate_that_diverges(bench, voc):
         r"the loss of step \d+ is (nan|inf) at a learning rate of 1e\+38: lower it \(--set linear\.lr=…\)", line
     )
     assert list(paths.results_root().glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "colour --protocol linear:cached",
+        "colour --protocol linear:native",
+        "colour --protocol hummingbird",
+        "timm:resnet18@random --protocol finetune --set finetune.fractions=50%",
+        "colour --protocol retrieval --set retrieval.foreground=masks:true",
+    ],
+)
+def test_train_labels_that_are_void_alone(bench, voc, monkeypatch, words):
+    (voc / "saliency_true").mkdir(exist_ok=True)
+    for path in (voc / "SegmentationClass").glob("*.png"):
+        Image.new("L", Image.open(path).size, 255).save(voc / "saliency_true" / path.name)
+        if path.stem.startswith("train"):
+            all_void(path)
+    monkeypatch.setattr(SplitMaps, "_forward", lambda *_: pytest.fail("it is refused before any forward pass"))
+    assert_refused(
+        bench("eval", "--method", *words.split(), "--dataset", voc),
+        "the label maps of the train split hold nothing but void (255): there is nothing to learn from",
+    )
 
 
 def test_maps_that_do_not_fit_are_not_learnt_from(bench, voc, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from bench.backbone import Backbone
 from bench.contracts import Scope
-from bench.errors import InputError, MismatchError, SettingError
+from bench.errors import DatasetError, InputError, MismatchError, SettingError
 from bench.metrics import evaluate_predictions
 from bench.protocols import _draw, _finetune, _samples, finetune
 from bench.protocols._finetune_settings import FinetuneSettings, crop_of, fraction, settle, share
@@ -443,3 +444,30 @@ def test_a_stored_network_is_one_row_and_needs_no_train_split():
     (only,) = variants(network="row:abc")
     assert only.fractions == ()
     assert only.reads_of_train == "nothing"
+
+
+def test_a_part_of_the_labels_that_is_void_alone_is_refused():
+    train = split(10)
+    place = conv_work(train)
+    (chosen,) = _draw.drawn([f"picture{index}" for index in range(10)], 1, 0)
+    train.labels[chosen][...] = 255
+    with pytest.raises(DatasetError, match=r"the one picture to learn from hold nothing but void.*finetune\.fractions"):
+        score(place, one(fractions="10%", **{**QUICK, "iterations": 1}))
+    for label in train.labels:
+        label[...] = 255
+    with pytest.raises(DatasetError, match=r"the label maps of the train split hold nothing but void \(255\)"):
+        score(place, one(fractions="50%", **{**QUICK, "iterations": 1}))
+
+
+def test_the_loss_of_the_last_epoch_is_in_the_row_and_said_where_it_is_high():
+    _, outcome = score(conv_work(), one(**{**QUICK, "iterations": 3, "lr": 1e-9, "init_std": 0.0}))
+    assert outcome.facts["last_epoch_loss"] == pytest.approx(math.log(CLASSES), rel=1e-5)
+    _, outcome = score(conv_work(), one(**{**QUICK, "iterations": 3, "lr": 1e-9, "init_std": 100.0}))
+    assert outcome.facts["last_epoch_loss"] > 10
+    assert any("above ln(4) = 1.39" in note and "finetune.lr" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("name", ["lr", "last_lr"])
+def test_a_rate_of_0_is_refused(name):
+    with pytest.raises(SettingError, match=rf"finetune\.{name}=0 does not fit: expected numbers above 0"):
+        variants(**{name: 0})

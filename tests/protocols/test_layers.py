@@ -100,10 +100,12 @@ def test_the_figures_are_those_of_the_protocol_on_the_held_out_pictures(bench, m
     words = ("--method", method, "--protocol", "kmeans", "--seeds", 3)
     (searched,) = rows(bench, *words, "--dataset", data, "--set", "kmeans.tap=search")
     tried = searched["per_seed"][0]["tried"]
-    names = FolderDataset(data).names("train")
+    dataset = FolderDataset(data)
+    names = dataset.names("train")
+    counts = np.stack([np.bincount(dataset.label(name).ravel(), minlength=256) for name in names])
     lists = data / "ImageSets/Segmentation"
     scored = (lists / "val.txt").read_text()
-    (lists / "val.txt").write_text("\n".join(names[index] for index in held_out(names)) + "\n")
+    (lists / "val.txt").write_text("\n".join(names[index] for index in held_out(names, counts)) + "\n")
     held = {tap: rows(bench, *words, "--dataset", data, "--set", f"kmeans.tap={tap}")[0] for tap in ("place", "coarse")}
     (lists / "val.txt").write_text(scored)
     (coarse,) = rows(bench, *words, "--dataset", data, "--set", "kmeans.tap=coarse")
@@ -193,7 +195,10 @@ def test_the_probe_may_choose_on_the_scored_split(bench, method, data):
 
 BAD = {
     "nothing to choose": (("kmeans", "--set", "kmeans.choose_on=scored"), "there is one: name several"),
-    "nothing to choose in a probe": (("linear:cached", "--set", "linear.choose_on=scored"), "there is one of each"),
+    "nothing to choose in a probe": (
+        ("linear:cached", "--set", "linear.choose_on=scored", "--set", "linear.lr=0.1"),
+        "there is one of each",
+    ),
     "unknown layer": (("kmeans", "--set", "kmeans.tap=place,colour2"), "'colour2'. Did you mean 'colour'?"),
     "a layer twice": (("linear:cached", "--set", "linear.tap=place,place"), "names 'place' twice"),
     "a protocol of one map": (("hummingbird", "--set", "hummingbird.tap=search"), "hummingbird reads one map"),
@@ -219,7 +224,7 @@ def test_one_picture_to_learn_from_cannot_be_held_out(bench, method, tmp_path):
     data = make_voc(tmp_path / "one", train=1)
     words = ("--method", method, "--protocol", "kmeans", "--dataset", data, "--set", "kmeans.tap=search")
     status, _, err = bench("eval", *words)
-    assert (status, "there is one picture to train on" in err) == (2, True), err
+    assert (status, "there is 1 picture with labels to train on" in err) == (2, True), err
 
 
 def test_pictures_without_labels_cannot_choose(bench, method, data):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.contracts import Scope
 from bench.errors import SettingError
 from bench.metrics import evaluate_predictions
 from bench.protocols import retrieval
@@ -126,3 +127,11 @@ def test_seven_classes_leave_out_the_others_and_the_background():
 def test_seven_classes_need_their_names():
     with pytest.raises(SettingError, match=r"classes=seven.*no aeroplane, .*person: take classes=all"):
         retrieval.run(MemoryWork(split_of(1), classes=3), settings(classes="seven", **MASKS), 0)
+
+
+def test_the_row_says_which_list_fills_the_memory():
+    (variant,) = retrieval.expand(settings(), Scope(classes=4, device="cpu", train=12, train_split="trainaug"))
+    assert variant.notes == ("the memory is filled from the list 'trainaug' of 12 pictures",)
+    summary = next(preset.summary for preset in CARD.presets if preset.name == "released-code")
+    assert "from the list train of VOC" in summary
+    assert "here the memory is the data set's own train split" in summary
