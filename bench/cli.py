@@ -39,6 +39,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 _INTERRUPTED = 130
 
+_DETERMINISTIC = (
+    "without oneDNN on a CPU, 3 times slower: the same bits under any ONEDNN_MAX_CPU_ISA, though not on any processor; "
+    "on a GPU by cuDNN's deterministic algorithms"
+)
+
 
 def main() -> None:
     """Run the command line; exit status 0 done, 2 wrong input, 1 a fault of ours, 130 interrupted."""
@@ -191,6 +196,11 @@ def train(
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
     seed: Annotated[int, typer.Option(min=0, help="of weights, order and views")] = 0,
     workers: Annotated[int, typer.Option(min=-1, help="processes that make batches [default: 1, GPU: 8]")] = -1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="of each training process; the result depends on it [default: 2, several: 1 each]"),
+    ] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help=_DETERMINISTIC)] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="write figures to Weights & Biases too")] = False,
 ) -> None:
     """Train a checkpoint; prints its run folder. Several processes: torchrun --nproc-per-node N -m bench train …"""
@@ -199,7 +209,7 @@ def train(
     folder = produce(TrainRequest(
         producer=producer, dataset=dataset, masks=masks, preset=preset, init=init, overrides=tuple(set_ or ()),
         steps=steps, output=output, resume=resume, export=export, device=device, precision=precision, seed=seed,
-        workers=workers, wandb=wandb,
+        workers=workers, threads=threads, deterministic=deterministic, wandb=wandb,
     ))  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         _print(str(folder))

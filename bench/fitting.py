@@ -14,6 +14,7 @@ from bench import distributed
 from bench.batches import Batches, batch_size, fetch
 from bench.contracts import Learner, Lessons
 from bench.journal import journal
+from bench.kernels import settle
 from bench.processes import on_rank_0
 from bench.runs import RunFolder
 from bench.trainer import Course, Report, Shelf, train
@@ -42,8 +43,10 @@ def fit(
 
     rate: the setting of the learning rate, as people type it. facts: what else the record of the run says. workers:
     processes that make samples, where the lessons allow it.
+    The number of threads is that of `bench.kernels`, whatever the shell says.
     Raises InputError naming the step when the loss is not a number, SettingError when the folder holds another run.
     """
+    kernels = settle()
     batches = Batches(
         lessons.samples,
         batch_size(lessons.batch, lessons.samples, distributed.world()),
@@ -53,6 +56,7 @@ def fit(
     record = {
         **facts,
         "seed": seed,
+        **kernels.facts(),
         "architecture": dict(lessons.architecture),
         "course": {"samples": lessons.samples, "batch": lessons.batch, "steps": lessons.steps},
     }
@@ -85,7 +89,8 @@ def fit(
         if lessons.after_epoch and report.done % batches.per_epoch == 0:
             lessons.after_epoch(report.done // batches.per_epoch)
 
-    with journal(folder.path, record, steps=lessons.steps, done=done, batch=batches.batch) as journey:
+    keeper = journal(folder.path, record, steps=lessons.steps, done=done, batch=batches.batch)
+    with kernels.used(), keeper as journey:
         train(learner, optimizer, fetched, course, done=done, shelf=shelf, observers=[journey, look])
 
 

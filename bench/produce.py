@@ -18,6 +18,7 @@ from torch import nn
 from bench import distributed, paths, registry, weights
 from bench.datasets import FolderDataset, default_dataset, open_dataset
 from bench.errors import CheckpointError, DownloadError, SettingError
+from bench.kernels import Kernels, settle
 from bench.plan import parse_method
 from bench.processes import on_rank_0, processes
 from bench.records import AdapterRequest, Preset, ProducerCard
@@ -50,6 +51,8 @@ class TrainRequest:
     precision: str = "fp32"
     seed: int = 0
     workers: int = -1
+    threads: int | None = None
+    deterministic: bool = False
     wandb: bool = False
 
 
@@ -58,8 +61,8 @@ class Order:
     """One run, settled: what a producer's `run` function is called with.
 
     settings: an instance of the card's `settings`. dataset_spec: how the data set was named. device: of this process.
-    workers: processes that make batches, for each training process. output: None = a new folder below the results.
-    export: one of the card's, None for none.
+    workers: processes that make batches, for each training process. kernels: in use while the run function runs.
+    output: None = a new folder below the results. export: one of the card's, None for none.
     """
 
     card: ProducerCard
@@ -71,6 +74,7 @@ class Order:
     precision: str
     seed: int
     workers: int
+    kernels: Kernels
     output: Path | None
     resume: bool
     export: str | None
@@ -88,6 +92,7 @@ class Order:
             "seed": self.seed,
             "precision": self.precision,
             "processes": distributed.world(),
+            **self.kernels.facts(),
             "device": self.device.partition(":")[0],
             **facts,
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
@@ -103,8 +108,7 @@ class Order:
     def _folder(self) -> RunFolder:
         if self.output is not None:
             return RunFolder(self.output)
-        root, stem = paths.results_root(), f"{self.card.name}-{self.dataset.name}-{self.preset.name}"
-        return (self.resume and latest(root, stem)) or new_folder(root, stem)
+        return new_folder(*_unnamed(self.card, self.dataset, self.preset))
 
 
 def produce(request: TrainRequest) -> Path:
@@ -123,6 +127,8 @@ def produce(request: TrainRequest) -> Path:
         dataset: FolderDataset = on_rank_0(lambda: open_dataset(spec))
         preset = pick_preset(registry.card("producers", request.producer), request.preset, dataset.default_preset)
         settings = _settings(card, preset, request)
+        there = on_rank_0(lambda: _taken_up(request, card, dataset, preset))
+        kernels = settle(request.threads, request.deterministic, there.record() if there else None)
         usual = min(_GPU_WORKERS, os.cpu_count() or 1) if device.startswith("cuda") else _CPU_WORKERS
         order = Order(
             card=card,
@@ -133,14 +139,15 @@ def produce(request: TrainRequest) -> Path:
             device=device,
             precision=request.precision,
             seed=request.seed,
-            output=request.output,
+            kernels=kernels,
+            output=there.path if there else request.output,
             resume=request.resume,
             export=request.export,
             workers=request.workers if request.workers >= 0 else usual,
             wandb=request.wandb,
         )
         log.info(
-            "%s: preset %s (version %d), data set %s, %s, %s, seed %d",
+            "%s: preset %s (version %d), data set %s, %s, %s, seed %d, %s",
             card.name,
             preset.name,
             preset.version,
@@ -148,9 +155,23 @@ def produce(request: TrainRequest) -> Path:
             device,
             request.precision,
             request.seed,
+            kernels.said,
         )
-        folder: Path = registry.load(card.run)(order)
+        with kernels.used("--threads"):
+            folder: Path = registry.load(card.run)(order)
         return folder
+
+
+def _unnamed(card: ProducerCard, dataset: FolderDataset, preset: Preset) -> tuple[Path, str]:
+    """Where runs without `--output` lie, and how their names begin."""
+    return paths.results_root(), f"{card.name}-{dataset.name}-{preset.name}"
+
+
+def _taken_up(request: TrainRequest, card: ProducerCard, dataset: FolderDataset, preset: Preset) -> RunFolder | None:
+    """The folder of the run to go on with, None where a run begins."""
+    if not request.resume:
+        return None
+    return RunFolder(request.output) if request.output else latest(*_unnamed(card, dataset, preset))
 
 
 def _settings(card: ProducerCard, preset: Preset, request: TrainRequest) -> Any:

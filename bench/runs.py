@@ -25,6 +25,9 @@ _FIX = "choose another folder with --output"
 _FREE = ("versions", "device", "settings.run.")
 """What a resumed run may have otherwise: entries of the record, or groups of them."""
 
+_SINCE = ("threads", "deterministic")
+"""What decides the result and older records do not have: nobody knows what such a run was begun with."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -71,12 +74,17 @@ class RunFolder:
             raise SettingError(
                 f"{self.path} holds a run of {there.get('producer')} already: go on with it by --resume, or {self.fix}"
             )
+        unknown = [name for name in _SINCE if name in wanted and name not in there]
+        there = {**{name: wanted[name] for name in unknown}, **there}
         changed = [line for line in differences(there, wanted) if not line.startswith(_FREE)]
         if changed:
             raise SettingError(
                 f"the run in {self.path} has other settings ({'; '.join(changed)}): resume it with its own, or "
                 f"{self.fix}"
             )
+        if unknown:
+            said = ", ".join(f"{name} {wanted[name]}" for name in unknown)
+            log.warning("the record in %s does not say how the run was computed; it goes on with %s", self.path, said)
         versions = [line for line in differences(there, wanted) if line.startswith("versions")]
         if versions:
             log.warning("the run in %s was begun with other versions: %s", self.path, "; ".join(versions))

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "records", "metrics", "cluster", "dense", "distinct", "neighbours", "objects", "packed"},
     {"paths", "clock", "progress", "cache", "files"},
     {"distributed", "panels", "prefetch", "runs", "hosts"},
-    {"processes"},
+    {"processes", "kernels"},
     {
         "contracts",
         "registry",

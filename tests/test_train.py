@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from PIL import Image
 from bench import registry, weights
 from bench.adapters.maskcontrast import CARD
 from bench.checkpoints import read_checkpoint
+from bench.contrast import MaskContrast
 from bench.records import AdapterRequest
 
 KEYS = Path(__file__).parent / "golden" / "maskcontrast_resnet50_keys.txt"
@@ -136,6 +139,68 @@ def test_a_killed_run_resumes_to_the_same_bits_whatever_the_workers(bench, data,
     assert "resumed at step" in err
     assert same_bits(state_of(checkpoint(tmp_path / "straight", 20)), state_of(checkpoint(killed, 20)))
     assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == ["step-18.pt", "step-20.pt"]
+
+
+@pytest.mark.parametrize("shell", ["1", "4"])
+def test_weights_are_those_of_the_seed_whatever_the_shell(bench, data, tmp_path, monkeypatch, shell):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    status, _, err = bench(*words(data, tmp_path / "here", "--workers", 0, steps=4))
+    assert (status, "is not used" in err) == (0, False), err
+    assert "2 threads" in err.splitlines()[0]
+    other = subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, words(data, tmp_path / "there", "--workers", 0, steps=4))],
+        env={**os.environ, "OMP_NUM_THREADS": shell}, cwd=Path(__file__).parents[1], check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert other.stderr.count(f"OMP_NUM_THREADS={shell} is not used: training runs with 2 threads") == 1
+    assert same_bits(state_of(checkpoint(tmp_path / "here", 4)), state_of(checkpoint(tmp_path / "there", 4)))
+
+
+def test_threads_and_kernels_are_kept_and_used_again(bench, data, tmp_path, monkeypatch):
+    seen = set()
+    step = MaskContrast.step
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.add((torch.get_num_threads(), torch._C._get_mkldnn_enabled()))
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(MaskContrast, "step", watched)
+    before = torch.get_num_threads()
+    status, _, err = bench(*words(data, tmp_path / "run", "--threads", 3, "--deterministic", steps=4))
+    assert (status, seen, torch.get_num_threads()) == (0, {(3, False)}, before), err
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert (record["threads"], record["deterministic"]) == (3, True)
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    status, _, err = bench(*words(data, tmp_path / "run", "--resume", steps=4))
+    assert (status, seen) == (0, {(3, False)}), err
+    status, _, err = bench(*words(data, tmp_path / "run", "--resume", "--threads", 1, steps=4))
+    assert (status, "threads: 3 there, 1 here" in err.splitlines()[-1]) == (2, True)
+
+
+def test_oneDNN_is_not_turned_off_on_the_way(bench, data, tmp_path):
+    assert bench(*words(data, tmp_path / "run", steps=2))[0] == 0
+    status, _, err = bench(*words(data, tmp_path / "run", "--resume", "--deterministic", steps=2))
+    assert (status, "deterministic: False there, True here" in err.splitlines()[-1]) == (2, True)
+
+
+def test_a_run_without_a_name_keeps_its_threads_too(bench, data, tmp_path):
+    plain = [word for word in words(data, tmp_path, steps=2) if word not in ("--output", tmp_path)]
+    assert bench(*plain, "--threads", 1)[0] == 0
+    status, _, err = bench(*plain, "--resume")
+    assert (status, "1 thread" in err.splitlines()[0]) == (0, True), err
+
+
+def test_a_run_from_before_threads_were_kept_goes_on(bench, data, tmp_path):
+    assert bench(*words(data, tmp_path / "run", steps=2))[0] == 0
+    path = tmp_path / "run" / "record.json"
+    record = json.loads(path.read_text())
+    del record["threads"], record["deterministic"]
+    path.write_text(json.dumps(record))
+    status, _, err = bench(*words(data, tmp_path / "run", "--resume", steps=2))
+    assert status == 0, err
+    assert "does not say how the run was computed; it goes on with threads 2, deterministic False" in err
 
 
 def test_resume_begins_anew_where_nothing_is_and_stops_where_all_is_done(bench, data, tmp_path):

@@ -103,7 +103,7 @@ def travel(
         panel_every=run.panel_every,
         panel=learner.panel,
     )
-    with keeper as journey, _fast_convolutions(order.device):
+    with keeper as journey, _convolutions(order):
         look = _look(held_out, journey, course)
         if done == 0:
             look(0)
@@ -139,11 +139,12 @@ def sum_up(order: Order, folder: RunFolder, steps: int, report: Report | None) -
     log.info("%d steps%s; score it: %s", steps, loss, shlex.join(words))
 
 
-def _fast_convolutions(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Let cuDNN try which of its algorithms is fastest: all batches have one size."""
-    if not device.startswith("cuda"):
+def _convolutions(order: Order) -> contextlib.AbstractContextManager[Any]:
+    """Let cuDNN try which of its algorithms is fastest, since all batches have one size, unless bits are asked for."""
+    if not order.device.startswith("cuda"):
         return contextlib.nullcontext()
-    fast: contextlib.AbstractContextManager[Any] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=True, deterministic=False, allow_tf32=True
+    exact = order.kernels.deterministic
+    chosen: contextlib.AbstractContextManager[Any] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=not exact, deterministic=exact, allow_tf32=True
     )
-    return fast
+    return chosen
