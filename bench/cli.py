@@ -393,17 +393,15 @@ def cache_clear(cache_folder: CacheFolder = None) -> None:
 
 @app.command()
 def quickstart(
-    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N pictures")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="score the first N pictures [default: 200]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="training steps instead of the preset's")] = None,
     results: Results = None,
     cache_folder: CacheFolder = None,
 ) -> None:
-    """Train MaskContrast on the embedded data set and score it beside the floors; downloads nothing."""
-    from bench import formats, tables
+    """Train MaskContrast on the embedded data set, six times, and score it beside the floors; downloads nothing."""
     from bench.quickstart import quickstart as story
 
-    rows = story(results or paths.results_root(), cache_folder or paths.cache_root(), limit=limit, steps=steps)
-    _print(formats.text(tables.build(rows)))
+    _print(story(results or paths.results_root(), cache_folder or paths.cache_root(), limit=limit, steps=steps))
 
 
 def _version(shown: bool) -> None:

@@ -1,4 +1,4 @@
-"""`bench quickstart`: trained, scored, taken up again; on fewer pictures and steps than it has by itself."""
+"""`bench quickstart`: trained, scored, taken up again; on fewer pictures, seeds and steps than it has by itself."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import quickstart as module
 from bench.datasets import shapes
-from bench.producers.maskcontrast import SMALL
+from bench.families import Family
+from bench.producers.maskcontrast import QUICKSTART
 
-STEPS = 2
-SCORED = {
-    ("maskcontrast@clean", "pixels"), ("maskcontrast@clean", "own"), ("maskcontrast@clean", "true"),
-    ("maskcontrast@noisy", "pixels"), ("maskcontrast@noisy", "own"), ("maskcontrast@noisy", "true"),
-    ("maskcontrast@random", "pixels"), ("maskcontrast@random", "own"), ("maskcontrast@random", "true"),
-    ("maskcontrast@clean embedding=random", "own"),
-    ("colour", "pixels"), ("noise", "pixels"), ("oracle", "pixels"),
-    ("colour", "true"), ("noise", "true"), ("oracle", "true"),
+STEPS, SEEDS = 2, (0, 1)
+COURSE = f"quickstart-v{QUICKSTART.version}-{STEPS}-steps"
+LINES = {
+    "maskcontrast, clean masks": {"pixels", "own", "true"},
+    "maskcontrast, noisy masks": {"pixels", "own", "true"},
+    "objects of maskcontrast, clean masks, random embeddings": {"own"},
+    "maskcontrast, untrained": {"pixels", "own", "true"},
+    "colour": {"pixels", "true"}, "noise": {"pixels", "true"}, "oracle": {"pixels", "true"},
 }  # fmt: skip
+TIMES = dict.fromkeys(list(LINES)[:4], len(SEEDS))
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def quickstart(bench, monkeypatch, tmp_path):
         connect(own, address)
 
     monkeypatch.setattr(shapes, "COUNTS", {"train": 40, "val": 16})
+    monkeypatch.setattr(module, "_SEEDS", SEEDS)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
@@ -40,11 +44,14 @@ def quickstart(bench, monkeypatch, tmp_path):
 
 
 def scored(row: dict) -> tuple[str, str]:
+    """Line and column of a row."""
     run = row["run"]
     name, settings = run["method"], run["settings"]
     if name == "maskcontrast":
-        name += f"@{run['checkpoint']['name']}"
-        name += " embedding=random" * (run["options"]["embedding"] == "random")
+        masks = run["checkpoint"]["name"].partition("-")[0]
+        name = "maskcontrast, untrained" if masks == "random" else f"maskcontrast, {masks} masks"
+        if run["options"]["embedding"] == "random":
+            name = f"objects of {name}, random embeddings"
     ways = {"masks:clean": "true", "auto": "own" if settings["background"] == "auto" else "pixels"}
     return name, ways[settings["foreground"]]
 
@@ -53,26 +60,50 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def cells(out: str) -> dict[str, list[str]]:
+    """The table's lines by name."""
+    table = out.split("\n\n")[1].splitlines()
+    return {line[: table[1].index(" ")].strip(): line[table[1].index(" ") :].split("  ") for line in table[2:]}
+
+
 def test_everything_is_scored_once_and_nothing_is_done_again(quickstart, tmp_path):
     status, out, err = quickstart("--limit", 12)
     assert status == 0, err
-    assert f"{STEPS} steps, loss" in err
+    assert err.count(f"{STEPS} steps, loss") == 2 * len(SEEDS)
     rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
-    assert sorted(map(scored, rows)) == sorted(SCORED)
+    expected = [(name, way) for name, ways in LINES.items() for way in ways for _ in range(TIMES.get(name, 1))]
+    assert sorted(map(scored, rows)) == sorted(expected)
     assert {(row["run"]["dataset"]["pictures"], len(row["seeds"])) for row in rows} == {(12, 3)}
-    columns = ("kmeans", "background=cluster", "foreground=masks:clean")
-    assert all(word in out.split("mIoU")[0] for word in columns)
-    assert "masks=" not in out
+
+    clean = [
+        100 * row["mean"]["scores"]["one_to_one_iou"]["miou"]
+        for row in rows if scored(row) == ("maskcontrast, clean masks", "true")
+    ]  # fmt: skip
+    assert len(clean) == len(SEEDS)
+    assert f"{np.mean(clean):.1f} ± {np.std(clean, ddof=1):.1f}" in cells(out)["maskcontrast, clean masks"][-1]
+    assert set(cells(out)) == {*LINES, "one class everywhere", "maps of other pictures"}
+    assert f"mean ± sd over {len(SEEDS)} training seeds" in out
 
     before = files(tmp_path / "results")
     status, again, err = quickstart("--limit", 12)
     assert (status, again) == (0, out), err
-    assert err.count("all done before") == 2
+    assert err.count("all done before") == 2 * len(SEEDS)
     assert files(tmp_path / "results") == before
+
+
+def test_what_leads_by_less_than_the_spread_is_not_marked():
+    clean, noisy = module._RANKED
+    way = "all pixels"
+    figures = {(clean, way): Family(0.5, 0.04, 0.01, 3), (noisy, way): Family(0.47, 0.01, 0.01, 3)}
+    figures["oracle", way] = Family(1.0, None, 0.0, 1)
+    assert module._column(figures, [clean, noisy, "oracle"], way) == ["50.0 ± 4.0", "47.0 ± 1.0", "100.0"]
+    figures[noisy, way] = Family(0.45, 0.01, 0.01, 3)
+    assert module._column(figures, [clean, noisy, "oracle"], way) == ["**50.0 ± 4.0", "45.0 ± 1.0", "100.0"]
 
 
 def test_a_training_that_was_interrupted_goes_on(quickstart, tmp_path, monkeypatch):
     produce = module.produce
+    monkeypatch.setattr(module, "_SEEDS", (0,))
     monkeypatch.setattr(module, "produce", lambda request: 1 / 0 if request.masks == "noisy" else produce(request))
     with pytest.raises(ZeroDivisionError):
         quickstart("--limit", 11)
@@ -86,8 +117,7 @@ def test_a_training_that_was_interrupted_goes_on(quickstart, tmp_path, monkeypat
 
 
 def test_a_folder_of_another_run_is_refused_with_the_option_that_helps(quickstart, tmp_path):
-    course = f"small-v{SMALL.version}-{STEPS}-steps"
-    record = tmp_path / "results" / "quickstart" / course / "clean" / "record.json"
+    record = tmp_path / "results" / "quickstart" / COURSE / "clean-0" / "record.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"format": 1, "producer": "maskcontrast", "seed": 7}))
     status, _, err = quickstart()

@@ -40,7 +40,7 @@ LAYERS = [
     },
     {"augment", "batches", "contrast", "journal", "mutual", "warp"},
     {"features", "fitting"},
-    {"labels", "exchange", "foregrounds", "plan", "tables", "testing", "listing"},
+    {"labels", "exchange", "families", "foregrounds", "plan", "tables", "testing", "listing"},
     {"formats", "published"},
     {"work"},
     {"predictions"},

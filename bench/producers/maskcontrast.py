@@ -203,12 +203,22 @@ SMALL = Preset(
     },
 )
 
+QUICKSTART = Preset(
+    name="quickstart",
+    version=1,
+    summary="the short course of `bench quickstart`, of which six fit into a few minutes",
+    choices={
+        **SMALL.choices,
+        **choices(Source.OURS, "what a short course on `shapes` was found to need, see results/README.md", steps=120),
+    },
+)
+
 CARD = ProducerCard(
     name="maskcontrast",
     summary="MaskContrast: pixel embeddings and saliency from pictures with masks of their salient objects",
     run="bench.producers._maskcontrast:run",
     settings=MaskContrastSettings,
-    presets=(SMALL, PAPER, RELEASED_SUPERVISED, RELEASED_UNSUPERVISED),
+    presets=(SMALL, QUICKSTART, PAPER, RELEASED_SUPERVISED, RELEASED_UNSUPERVISED),
     exports=("reference",),
     paper="Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals, ICCV 2021, arXiv 2102.06191",
 )
