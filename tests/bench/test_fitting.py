@@ -41,8 +41,12 @@ def picture(key):
     return torch.randn(3, 40, 40, generator=torch.Generator().manual_seed(key[1]))
 
 
+def stacked(pictures):
+    return torch.stack(list(pictures))
+
+
 LESSONS = Lessons(
-    make=picture, collate=torch.stack, samples=8, batch=8, steps=3, schedule=lambda step: 1.0,
+    make=picture, collate=stacked, samples=8, batch=8, steps=3, schedule=lambda step: 1.0,
     architecture={"network": "convolution"}, here=True,
 )  # fmt: skip
 
