@@ -203,7 +203,7 @@ def describe_run(
     tap = _tap(job, choice, built)
     return {
         "method": job.name,
-        "method_version": _version(job, tap),
+        "method_version": job.card.version_of(tap),
         "options": asdict(job.options),
         "checkpoint": checkpoint,
         "tap": tap,
@@ -224,14 +224,6 @@ def describe_run(
         },
         "precision": session.runtime.precision,
     }
-
-
-def _version(job: Job, tap: str) -> int | str:
-    """The method's version; a second one of its other maps, whose cells in the padding took part once.
-
-    The default maps have none: their cells are as wide as the multiple to which pictures are padded.
-    """
-    return job.card.version if tap == job.card.default_tap else f"{job.card.version}.2"
 
 
 def _read_beside(session: Session, settings: InputSettings) -> dict[str, Any]:

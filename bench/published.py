@@ -149,6 +149,8 @@ def _stand_in(figure: Figure, neighbour: Row, namesake: Row | None, cards: CardL
     run = {"method": figure.method, **method, **others, "published": figure.source}
     if namesake:
         run["tap"] = _paper_tap(replace(namesake, run=run), cards)
+        card = cards("methods", family(namesake))
+        run |= {"method_version": card.version_of(str(run["tap"] or ""))} if card else {}
     return replace(
         neighbour,
         run=run,

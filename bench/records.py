@@ -158,6 +158,14 @@ class MethodCard:
             return self.probe_tap
         return "" if "cluster_prob" in protocol.kinds else self.feature_tap
 
+    def version_of(self, tap: str) -> int | str:
+        """The version of one of its maps: the default ones have the method's.
+
+        The others have a second one: their cells in the padding took part once. Those of the default maps are as wide
+        as the multiple to which pictures are padded.
+        """
+        return self.version if tap == self.default_tap else f"{self.version}.2"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:

@@ -243,9 +243,10 @@ def _places(identities: Sequence[Any], texts: Sequence[str], order: Callable[[in
 def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
     runs = [_with_usual_tap(row, cards) for row in rows]
     reads = [str((row.run.get("settings") or {}).get("reads") or "") for row in rows]
+    versions = ["" if _is_of_today(row, cards) else f"v{row.run.get('method_version')}" for row in rows]
     identities = [
-        {key: run.get(key) for key in METHOD_KEYS} | ({"reads": read} if read else {})
-        for run, read in zip(runs, reads, strict=True)
+        {key: run.get(key) for key in METHOD_KEYS} | {"method_version": version, "reads": read}
+        for run, version, read in zip(runs, versions, reads, strict=True)
     ]
     texts = [method_text(run, cards("methods", family(row))) for run, row in zip(runs, rows, strict=True)]
     options = [row.run.get("options") or {} for row in rows]
@@ -254,8 +255,14 @@ def _method_places(rows: Sequence[Row], cards: CardLookup) -> list[_Place]:
     texts = tell_apart(texts, [f"reads={read}" if read else "" for read in reads])
     texts = tell_apart(texts, _differences(texts, options))
     texts = tell_apart(texts, [_checkpoint_text(checkpoint) for checkpoint in checkpoints])
-    texts = tell_apart(texts, [f"v{row.run.get('method_version')}" for row in rows])
+    texts = tell_apart(texts, versions)
     return _places(identities, texts, lambda i: _is_upper_bound(rows[i]))
+
+
+def _is_of_today(row: Row, cards: CardLookup) -> bool:
+    """Whether a row has the version that its method gives the row's map: the maps of one line may have several."""
+    card = cards("methods", family(row))
+    return bool(card) and row.run.get("method_version") == card.version_of(str(row.run.get("tap") or ""))
 
 
 def _with_usual_tap(row: Row, cards: CardLookup) -> Mapping[str, Any]:

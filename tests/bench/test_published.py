@@ -62,8 +62,10 @@ def run_row(
     values = dataclasses.asdict(choice.variants(Scope(classes=21, device="cpu", pictures=1449))[0].settings)
     del values["tap"]
     facts = PIXELS if came_to is None else came_to
+    known = cards("methods", method)
     whole = {
         "method": method,
+        "method_version": known.version_of(str(run.get("tap", "x"))) if known else 1,
         "checkpoint": {"name": checkpoint, "sha256": "cd" * 32},
         "tap": "x",
         "protocol": protocol,

@@ -627,11 +627,17 @@ def test_registered_cards_are_found_and_others_are_not():
 
 
 def test_a_method_whose_probe_reads_another_map_has_one_line(row):
-    def of(protocol, tap):
-        return row("maskcontrast", tap=tap, protocol=protocol, checkpoint={"name": "supervised-saliency"})
+    card = registry.card("methods", "maskcontrast")
+
+    def of(protocol, tap, version=None):
+        checkpoint = {"name": "supervised-saliency"}
+        version = version or card.version_of(tap)
+        return row("maskcontrast", tap=tap, protocol=protocol, checkpoint=checkpoint, method_version=version)
 
     usual = build([of("kmeans", "embedding"), of("linear", "decoder")])
     assert [label.text for label in usual.rows] == ["maskcontrast"]
+    before = build([of("kmeans", "embedding"), of("linear", "decoder"), of("linear", "decoder", version=1)])
+    assert [label.text for label in before.rows] == ["maskcontrast", "maskcontrast v1"]
     other = build([of("kmeans", "embedding"), of("linear", "decoder"), of("linear", "embedding")])
     assert [label.text for label in other.rows] == ["maskcontrast", "maskcontrast embedding for linear"]
 
