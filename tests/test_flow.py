@@ -224,6 +224,44 @@ def test_what_does_not_fit_is_said_before_the_first_method_computes(bench, voc, 
     assert seen in err
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        *(
+            ("kmeans", "--set", f"kmeans.engine={engine}", "--set", "kmeans.pca=0")
+            for engine in ("faiss", "torch", "sklearn")
+        ),
+        ("kmeans", "--set", "kmeans.pca=2"),
+        ("kmeans", "--set", "kmeans.pca=0", "--set", "kmeans.foreground=masks:gt"),
+        ("hummingbird",),
+        ("retrieval", "--set", "retrieval.foreground=masks:gt"),
+    ],
+    ids=" ".join,
+)
+def test_features_that_are_huge_or_tiny_score_as_they_do_at_an_ordinary_scale(bench, voc, tmp_path, protocol):
+    """faiss answered -1 for vectors whose squares leave float32, and the engines disagreed."""
+    (voc / "saliency_gt").mkdir()
+    for path in (voc / "SegmentationClass").glob("*.png"):
+        label = np.array(Image.open(path))
+        Image.fromarray(np.where((label > 0) & (label < 255), 255, 0).astype(np.uint8)).save(
+            voc / "saliency_gt" / path.name
+        )
+    scores = []
+    for factor in ("1.0", "2.0**66", "2.0**-83"):
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "import torch\nfrom bench.backbone import Backbone\n\nclass Net(torch.nn.Conv2d):\n"
+            f"    def forward(self, x):\n        return super().forward(x) * {factor}\n\n"
+            "def factory():\n    torch.manual_seed(0)\n"
+            "    return Backbone(Net(3, 12, 4, stride=4, bias=False), stride=4, channels=12)\n"
+        )
+        words = ("eval", "--method", f"{file}:factory", "--dataset", voc, "--seeds", 1, "--json", "--protocol")
+        status, out, err = bench(*words, *protocol)
+        assert status == 0, err
+        scores.append(json.loads(out)[0]["per_seed"][0]["scores"])
+    assert scores[0] == scores[1] == scores[2]
+
+
 def test_edited_code_of_a_method_makes_maps_anew(bench, voc, monkeypatch):
     passes = []
     compute = SplitMaps.compute
