@@ -93,8 +93,9 @@ class Exchange:
     ) -> list[Counts]:
         cells, around = painting.cells, painting.around or 0
         assert cells is not None
-        if masks is None and self._maps.vectors * _COARSE > sum(h * w for h, w in self._maps.sizes):
-            return self._of_pixels(_Upsampled(cells, self._maps), clusters)
+        if self._maps.vectors * _COARSE > sum(h * w for h, w in self._maps.sizes):
+            seen = None if masks is None else masks()
+            return self._of_pixels(_Upsampled(cells, self._maps, seen, around), clusters)
         flat = [ids.reshape(-1) if masks is None else np.append(ids, around) for ids in cells]
         if key not in self._labels:
             self._labels[key] = self._cell_labels(None if masks is None else masks())
@@ -158,15 +159,23 @@ class Exchange:
 class _Upsampled(Sequence[NDArray[np.integer[Any]]]):
     """Maps of ids at the pictures' own sizes, from those of cells, one at a time."""
 
-    def __init__(self, cells: Sequence[NDArray[np.integer[Any]]], maps: SplitMaps) -> None:
-        self._cells, self._maps = cells, maps
+    def __init__(
+        self,
+        cells: Sequence[NDArray[np.integer[Any]]],
+        maps: SplitMaps,
+        masks: Sequence[NDArray[np.uint8]] | None,
+        around: int,
+    ) -> None:
+        """masks: the foreground of every picture; pixels outside have the id `around`."""
+        self._cells, self._maps, self._masks, self._around = cells, maps, masks, around
 
     def __len__(self) -> int:
         return len(self._cells)
 
     def __getitem__(self, index: Any) -> Any:
         rows, columns = self._maps.cells(index)
-        return self._cells[index][rows[:, None], columns[None, :]]
+        ids = self._cells[index][rows[:, None], columns[None, :]]
+        return ids if self._masks is None else np.where(self._masks[index] > 0, ids, self._around)
 
 
 def _stretch(donor: tuple[int, ...], receiver: tuple[int, ...]) -> list[NDArray[np.intp]]:

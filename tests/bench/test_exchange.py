@@ -100,9 +100,10 @@ def masks_of(seen):
     return [rng.random(size) < 0.4 for size in seen.sizes]
 
 
-def test_cells_of_a_foreground():
+@pytest.mark.parametrize("stride", [8, 1], ids=["by cell", "by pixel"])
+def test_cells_of_a_foreground(stride):
     """What lies around the foreground goes along with the layout."""
-    seen, rng = pictures(), np.random.default_rng(1)
+    seen, rng = pictures(stride=stride), np.random.default_rng(1)
     cells = [rng.integers(0, CLUSTERS, grid) for grid in seen.grids]
     masks = masks_of(seen)
     painting = Painting(cells=cells, around=3)
