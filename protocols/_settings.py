@@ -76,7 +76,7 @@ class ClusterSettings(ObjectSettings):
     )
     passes: int = setting(10, "passes of Lloyd's algorithm by which starts are compared", minimum=0)
     finished: int = setting(
-        2,
+        3,
         "so many of the best starts go on, on all vectors, up to `iterations` more; as many as restarts: all do",
         minimum=0,
     )
@@ -128,7 +128,7 @@ _SHARED = {
     "blank": Choice("skip", Source.OURS, "a picture without foreground has no object"),
     **{
         name: Choice(value, Source.OURS, "not stated; as good as ten full starts (results/effort.md), for any unit")
-        for name, value in {"restarts": 20, "candidates": 3, "sample": 16384, "passes": 10, "finished": 2}.items()
+        for name, value in {"restarts": 20, "candidates": 3, "sample": 16384, "passes": 10, "finished": 3}.items()
     },
     "interpolation": Choice("bicubic", Source.CODE, "the released loader"),
     "iterations": Choice(50, Source.OURS, "not stated; twice the default of faiss"),

@@ -390,7 +390,7 @@ def test_progress_is_told(effort, most):
 
 # --------------------------------------------------------------------------------------------------------------- effort
 
-PRESET = cluster.Effort(starts=20, candidates=3, sample=2048, passes=10, finished=2)
+PRESET = cluster.Effort(starts=20, candidates=3, sample=2048, passes=10, finished=3)
 
 
 def inertias(x, k, effort, seeds=5, **how):
@@ -458,7 +458,7 @@ def test_efforts_of_weighted_vectors_are_those_of_repeated_ones():
     distinct = rng.standard_normal((40, 3)).astype(np.float32)
     times = rng.integers(1, 30, 40)
     repeated = np.repeat(distinct, times, axis=0)
-    effort = cluster.Effort(starts=20, candidates=3, passes=10, finished=2)
+    effort = cluster.Effort(starts=20, candidates=3, passes=10, finished=3)
     weighted = inertias(distinct, 5, effort, weights=times.astype(np.float64))
     assert weighted.min() == pytest.approx(inertias(repeated, 5, effort).min(), rel=1e-5)
     assert weighted.mean() < 1.001 * inertias(repeated, 5, cluster.Effort(starts=10, finished=10)).mean()

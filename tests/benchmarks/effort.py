@@ -37,9 +37,8 @@ SCHEMES: Mapping[str, Mapping[str, int]] = {
     TEN: {"restarts": 10, "finished": 10, **FULL},
     "1 full start": {"restarts": 1, "finished": 1, **FULL},
     CHOSEN: {},
-    "the same on 8,192 vectors": {"sample": 8192},
+    "the same, the best 2 finished": {"finished": 2},
     "the same, 10 starts of one draw": {"restarts": 10, "candidates": 1},
-    "2 full starts of three draws": {"restarts": 2, "finished": 2, "sample": 0},
 }
 """Settings of K-means, where they are not those of the preset `native`."""
 
