@@ -25,8 +25,8 @@ _FIX = "choose another folder with --output"
 _FREE = ("versions", "device", "settings.run.")
 """What a resumed run may have otherwise: entries of the record, or groups of them."""
 
-_SINCE = ("threads", "deterministic")
-"""What decides the result and older records do not have: nobody knows what such a run was begun with."""
+_SINCE = tuple(f"{name}: nothing there" for name in ("threads", "deterministic", "data.without_foreground"))
+"""How lines of differences begin that tell of an older record: nobody knows what such a run was begun with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,17 @@ class RunFolder:
             raise SettingError(
                 f"{self.path} holds a run of {there.get('producer')} already: go on with it by --resume, or {self.fix}"
             )
-        unknown = [name for name in _SINCE if name in wanted and name not in there]
-        there = {**{name: wanted[name] for name in unknown}, **there}
-        changed = [line for line in differences(there, wanted) if not line.startswith(_FREE)]
+        lines = differences(there, wanted)
+        changed = [line for line in lines if not line.startswith((*_FREE, *_SINCE))]
         if changed:
             raise SettingError(
                 f"the run in {self.path} has other settings ({'; '.join(changed)}): resume it with its own, or "
                 f"{self.fix}"
             )
-        if unknown:
-            said = ", ".join(f"{name} {wanted[name]}" for name in unknown)
-            log.warning("the record in %s does not say how the run was computed; it goes on with %s", self.path, said)
-        versions = [line for line in differences(there, wanted) if line.startswith("versions")]
+        since = [line for line in lines if line.startswith(_SINCE)]
+        if since:
+            log.warning("the record in %s is of an older version; it goes on with: %s", self.path, "; ".join(since))
+        versions = [line for line in lines if line.startswith("versions")]
         if versions:
             log.warning("the run in %s was begun with other versions: %s", self.path, "; ".join(versions))
 
