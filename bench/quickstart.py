@@ -185,7 +185,7 @@ def _shown(figure: Family | None) -> str:
 def _remarks(figures: _Figures, results: Path) -> list[str]:
     """What the table's words mean, and where the rows are."""
     within = [figure.within for (name, _), figure in figures.items() if name in _RANKED and figure and figure.within]
-    again = f"; over those of what was trained their sd is at most {percent(max(within))}" if within else ""
+    again = f", whose sd is at most {percent(max(within))} for what was trained" if within else ""
     return [
         f"± is the sample standard deviation over {len(_SEEDS)} seeds of training (untrained: of initial weights).",
         f"Each figure is a mean over {_CLUSTERINGS} seeds of K-means{again}.",

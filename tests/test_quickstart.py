@@ -14,7 +14,7 @@ from bench.datasets import shapes
 from bench.families import Family
 from bench.producers.maskcontrast import QUICKSTART
 
-STEPS, SEEDS = 2, (0, 1)
+STEPS, SEEDS, CLUSTERINGS = 2, (0, 1), 2
 COURSE = f"quickstart-v{QUICKSTART.version}-{STEPS}-steps"
 LINES = {
     "maskcontrast, clean masks": {"pixels", "own", "true"},
@@ -37,6 +37,7 @@ def quickstart(bench, monkeypatch, tmp_path):
 
     monkeypatch.setattr(shapes, "COUNTS", {"train": 40, "val": 16})
     monkeypatch.setattr(module, "_SEEDS", SEEDS)
+    monkeypatch.setattr(module, "_CLUSTERINGS", CLUSTERINGS)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
@@ -73,7 +74,7 @@ def test_everything_is_scored_once_and_nothing_is_done_again(quickstart, tmp_pat
     rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
     expected = [(name, way) for name, ways in LINES.items() for way in ways for _ in range(TIMES.get(name, 1))]
     assert sorted(map(scored, rows)) == sorted(expected)
-    assert {(row["run"]["dataset"]["pictures"], len(row["seeds"])) for row in rows} == {(12, 3)}
+    assert {(row["run"]["dataset"]["pictures"], len(row["seeds"])) for row in rows} == {(12, CLUSTERINGS)}
 
     clean = [
         100 * row["mean"]["scores"]["one_to_one_iou"]["miou"]
@@ -101,18 +102,21 @@ def test_what_leads_by_less_than_the_spread_is_not_marked():
     assert module._column(figures, [clean, noisy, "oracle"], way) == ["**50.0 ± 4.0", "45.0 ± 1.0", "100.0"]
 
 
-def test_a_training_that_was_interrupted_goes_on(quickstart, tmp_path, monkeypatch):
-    produce = module.produce
+def test_a_training_that_was_interrupted_goes_on(quickstart, tmp_path, monkeypatch, capsys):
+    produce, scored = module.produce, []
     monkeypatch.setattr(module, "_SEEDS", (0,))
+    monkeypatch.setattr(module, "evaluate", lambda plan: scored.append(plan) or 1 / 0)
     monkeypatch.setattr(module, "produce", lambda request: 1 / 0 if request.masks == "noisy" else produce(request))
     with pytest.raises(ZeroDivisionError):
         quickstart("--limit", 11)
     (clean,) = (tmp_path / "results").rglob("step-*.pt")
     written = clean.stat().st_mtime_ns
     monkeypatch.setattr(module, "produce", produce)
-    status, _, err = quickstart("--limit", 11)
-    assert status == 0, err
-    assert err.count("all done before") == 1
+    capsys.readouterr()
+    with pytest.raises(ZeroDivisionError):
+        quickstart("--limit", 11)
+    assert len(scored) == 1
+    assert capsys.readouterr().err.count("all done before") == 1
     assert clean.stat().st_mtime_ns == written
 
 
