@@ -68,13 +68,13 @@ def cells(out: str) -> dict[str, list[str]]:
 
 
 def test_everything_is_scored_once_and_nothing_is_done_again(quickstart, tmp_path):
-    status, out, err = quickstart("--limit", 12)
+    status, out, err = quickstart("--limit", 6)
     assert status == 0, err
     assert err.count(f"{STEPS} steps, loss") == 2 * len(SEEDS)
     rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
     expected = [(name, way) for name, ways in LINES.items() for way in ways for _ in range(TIMES.get(name, 1))]
     assert sorted(map(scored, rows)) == sorted(expected)
-    assert {(row["run"]["dataset"]["pictures"], len(row["seeds"])) for row in rows} == {(12, CLUSTERINGS)}
+    assert {(row["run"]["dataset"]["pictures"], len(row["seeds"])) for row in rows} == {(6, CLUSTERINGS)}
 
     clean = [
         100 * row["mean"]["scores"]["one_to_one_iou"]["miou"]
@@ -86,7 +86,7 @@ def test_everything_is_scored_once_and_nothing_is_done_again(quickstart, tmp_pat
     assert f"mean ± sd over {len(SEEDS)} training seeds" in out
 
     before = files(tmp_path / "results")
-    status, again, err = quickstart("--limit", 12)
+    status, again, err = quickstart("--limit", 6)
     assert (status, again) == (0, out), err
     assert err.count("all done before") == 2 * len(SEEDS)
     assert files(tmp_path / "results") == before
