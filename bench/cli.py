@@ -40,8 +40,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 _INTERRUPTED = 130
 
 _DETERMINISTIC = (
-    "without oneDNN on a CPU, 2 to 3 times slower: the same bits under any ONEDNN_MAX_CPU_ISA, though not on any processor; "
-    "on a GPU by cuDNN's deterministic algorithms"
+    "without oneDNN on a CPU, 2 to 3 times slower: the same bits under any ONEDNN_MAX_CPU_ISA, though not on any "
+    "processor; on a GPU by cuDNN's deterministic algorithms"
 )
 
 
