@@ -14,7 +14,7 @@ from bench.datasets import shapes
 from bench.families import Family
 from bench.producers.maskcontrast import QUICKSTART
 
-STEPS, SEEDS, CLUSTERINGS = 2, (0, 1), 2
+STEPS, SEEDS, CLUSTERINGS = 2, (0, 1), 1
 COURSE = f"quickstart-v{QUICKSTART.version}-{STEPS}-steps"
 LINES = {
     "maskcontrast, clean masks": {"pixels", "own", "true"},
