@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from bench import hosts
 from bench.errors import DownloadError, StorageError
-from bench.files import write_atomic
+from bench.files import lock, write_atomic
 
 if TYPE_CHECKING:
     import requests
@@ -90,7 +90,7 @@ def _own_part(target: Path) -> Iterator[Path]:
         with _storage_errors(part):
             file = part.open("ab")
         with file:
-            if _lock(file) and _is_still(file, part):
+            if lock(file.fileno()) and _is_still(file, part):
                 try:
                     yield part
                 finally:
@@ -99,19 +99,6 @@ def _own_part(target: Path) -> Iterator[Path]:
                             part.unlink()
                             _validator(part).unlink(missing_ok=True)
                 return
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Take the file for this process alone; False where another one has it."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # a system or a disk without locks: nobody can be told from anybody
-        return True
-    return True
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import BinaryIO
 
 from bench.errors import StorageError
 
-__all__ = ["Data", "make_folder", "write_atomic", "write_new"]
+__all__ = ["Data", "lock", "make_folder", "write_atomic", "write_new"]
+
+log = logging.getLogger(__name__)
 
 Data = bytes | Callable[[BinaryIO], None]
 """What a file shall hold, or a function that writes it to an open binary file."""
@@ -50,6 +53,23 @@ def make_folder(path: Path, *, fix: str = "choose another folder") -> None:
     """Make a folder, with those above it, where it is missing. Raises StorageError; `fix` as of `write_atomic`."""
     with _storage_errors(path, fix):
         _make_folder(path)
+
+
+def lock(descriptor: int) -> bool:
+    """Take an open file or folder for this process alone, until it is closed; False where another process has it.
+
+    The system takes the lock back when the process ends, however it ends, and nothing is left behind. True also where
+    the system or its disk has no locks: nobody can be told from anybody there.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as error:
+        log.debug("nothing can be locked here: %s", error)
+    return True
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ pictures → what the estimator reads (threads, ahead) → maps (batches) → ma
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from bench.datasets import FolderDataset, default_dataset, open_dataset
 from bench.datasets.folder import MASK_PREFIX
 from bench.datasets.maskrecord import FORMAT, RECORD, read_record
 from bench.errors import SettingError
-from bench.files import make_folder, write_atomic, write_new
+from bench.files import lock, make_folder, write_atomic, write_new
 from bench.prefetch import prefetch
 from bench.progress import progress
 from bench.records import Checkpoint, EstimatorCard, EstimatorRequest
@@ -360,24 +359,14 @@ _BUSY = "another `bench masks` is writing to {}: wait for its end, or " + _FIX
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """A lock on a folder, which the system takes back when the process ends, however it ends.
-
-    It leaves no file behind. Some systems and network disks cannot lock a folder; there it does nothing.
-    Raises SettingError where another process holds it.
-    """
-    if os.name == "nt":
+    """A lock on a folder, where it can be locked; SettingError where another process holds it."""
+    if os.name == "nt":  # folders cannot be opened there
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise SettingError(_BUSY.format(folder)) from error
-            log.debug("%s cannot be locked: %s", folder, error)
+        if not lock(descriptor):
+            raise SettingError(_BUSY.format(folder))
         yield
     finally:
         os.close(descriptor)
