@@ -39,20 +39,24 @@ def evaluate(plan: Plan) -> list[Row]:
         session = open_session(plan, resources)
         on_rank_0(session.store.check_writable)
         _state_defaults(session)
-        _refuse_early(session)
-        rows = [row for job in plan.jobs for row in _evaluate_method(session, job)]
+        finished = [_finished(session, job) for job in plan.jobs]
+        _refuse_early(session, [job for job, rows in zip(plan.jobs, finished, strict=True) if rows is None])
+        made = (
+            _evaluate_method(session, job) if there is None else there
+            for job, there in zip(plan.jobs, finished, strict=True)
+        )
+        rows = [row for of_method in made for row in of_method]
     if plan.request.seeds:
         _say_other_seeds(rows, plan.request.seeds)
     return rows
 
 
-def _refuse_early(session: Session) -> None:
+def _refuse_early(session: Session, waiting: Sequence[Job]) -> None:
     """Whatever does not fit is found before the first forward pass of the first method, not when its turn comes.
 
-    Each method is built for that and let go again, so that memory holds one network at a time; the first one with
-    something to compute is looked at when it is built for good. What building says is said then.
+    waiting: the methods that have something to compute. Each is built for that and let go again, so that memory holds
+    one network at a time; the first one is looked at when it is built for good. What building says is said then.
     """
-    waiting = [job for job in session.plan.jobs if _finished(session, job) is None]
     for job in waiting[1:]:
         with _silence(), session.runtime.clock.phase("check"):
             _todo(session, job, build(session, job))
@@ -107,10 +111,6 @@ def open_session(plan: Plan, resources: ExitStack) -> Session:
 
 
 def _evaluate_method(session: Session, job: Job) -> Iterator[Row]:
-    finished = _finished(session, job)
-    if finished is not None:
-        yield from finished
-        return
     with session.runtime.clock.phase("build"):
         built = build(session, job)
     for choice, work, variant in _todo(session, job, built):
@@ -301,7 +301,7 @@ def _data_notes(session: Session, work: MethodWork, settings: InputSettings) -> 
     """What a figure must not be read without of the data set: pictures in both splits, and classes without a pixel."""
     overlap = session.plan.overlap_of(settings)
     notes = list(overlap.notes if overlap else ())
-    absent = occurrence(work.class_names, work.read_labels().occurring())
+    absent = occurrence(work.class_names, work.occurring())
     if absent:
         notes.append(f"{session.plan.split}: {absent}")
         session.say(notes[-1])

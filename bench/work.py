@@ -238,6 +238,7 @@ class MethodWork:
         self._objects: dict[tuple[object, ...], Objects] = {}
         self._maps: dict[str, SplitMaps] = {}
         self._labels: CellLabels | None = None
+        self._occurring: frozenset[int] | None = None
         self._exchange: Exchange | None = None
         self._cells: dict[tuple[object, ...], list[NDArray[np.bool_]]] = {}
         self._inside: dict[tuple[object, ...], CellLabels] = {}
@@ -654,6 +655,12 @@ class MethodWork:
                 names = track(maps.names, len(maps.names), "labels")
                 self._labels = CellLabels.read(self._session.plan.dataset, maps, names)
         return self._labels
+
+    def occurring(self) -> frozenset[int]:
+        """The numbers of the classes that have a pixel in the scored split, looked for once."""
+        if self._occurring is None:
+            self._occurring = frozenset(self.read_labels().occurring())
+        return self._occurring
 
     def objects(self, split: str, how: ObjectSettings, *, labels: bool = True) -> Objects:
         key = (split, how.foreground, how.threshold, how.pooling)

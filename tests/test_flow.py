@@ -26,6 +26,20 @@ def floors(voc: Path, *more: object) -> list[object]:
     return ["eval", *methods, "--protocol", "kmeans", "--dataset", voc, "--seeds", 2, "--json", *more]
 
 
+@pytest.fixture
+def passes(monkeypatch) -> list[tuple[str, ...]]:
+    """The names of the pictures of every pass over maps that is computed."""
+    seen = []
+    compute = SplitMaps.compute
+
+    def counted(maps, *given):
+        seen.append(maps.names)
+        return compute(maps, *given)
+
+    monkeypatch.setattr("bench.features.SplitMaps.compute", counted)
+    return seen
+
+
 def test_floors_and_ceiling(bench, voc):
     status, out, _ = bench(*floors(voc, "--protocol", "overclustering", "--clusters", "3,8"))
     assert status == 0
@@ -172,15 +186,7 @@ def test_predictions_have_the_size_of_their_pictures(bench, voc):
         assert (predicted == label)[label != 255].all()
 
 
-def test_predictions_that_are_there_are_not_painted_again(bench, voc, tmp_path, monkeypatch):
-    passes = []
-    compute = SplitMaps.compute
-
-    def counted(maps, *given):
-        passes.append(maps.names)
-        return compute(maps, *given)
-
-    monkeypatch.setattr("bench.features.SplitMaps.compute", counted)
+def test_predictions_that_are_there_are_not_painted_again(bench, voc, tmp_path, monkeypatch, passes):
     file = tmp_path / "mine.py"  # known only when built: its row is found then, and still nothing is painted
     file.write_text(
         "import torch\nfrom bench.backbone import Backbone\n\ndef factory():\n    torch.manual_seed(0)\n"
@@ -262,15 +268,7 @@ def test_features_that_are_huge_or_tiny_score_as_they_do_at_an_ordinary_scale(be
     assert scores[0] == scores[1] == scores[2]
 
 
-def test_edited_code_of_a_method_makes_maps_anew(bench, voc, monkeypatch):
-    passes = []
-    compute = SplitMaps.compute
-
-    def counted(maps, *given):
-        passes.append(maps.names)
-        return compute(maps, *given)
-
-    monkeypatch.setattr("bench.features.SplitMaps.compute", counted)
+def test_edited_code_of_a_method_makes_maps_anew(bench, voc, monkeypatch, passes):
     words = ("eval", "--method", "timm:resnet18@random", "--protocol", "kmeans", "--dataset", voc, "--again")
     assert bench(*words)[0] == 0
     assert len(passes) == 1
